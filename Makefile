@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+# Thin: the presets of CMakePresets.json do the work.
+.PHONY: all demo test bench format tidy asan tsan fuzz clean help
+
+all: ## build the programs (release) into build/bin
+	cmake --preset release
+	cmake --build --preset release
+	ln -sfn release/bin build/bin
+
+demo: ## install what is missing, build, start gemmd, run and check real products
+	.ci/install-deps build
+	$(MAKE) all
+	deploy/demo
+
+test: ## install what is missing, run every check and test
+	.ci/install-deps test
+	.ci/test
+
+bench: all ## measure the service and the CPU device (JSON in build/bench)
+	cmake --build --preset release --target gemmd-service-bench cpu_gemm_bench
+	mkdir -p build/bench
+	build/bin/gemmd-service-bench > build/bench/service.json
+	build/bin/cpu_gemm_bench > build/bench/cpu_gemm.json
+
+format: ## format the sources
+	.ci/format
+
+tidy: ## clang-tidy over the sources
+	.ci/test dev tidy
+
+asan: ## build and test under AddressSanitizer and UndefinedBehaviorSanitizer
+	cmake --workflow --preset asan
+
+tsan: ## build and test under ThreadSanitizer
+	cmake --workflow --preset tsan
+
+fuzz: ## build and run the fuzz targets (clang)
+	cmake --workflow --preset fuzz
+
+clean: ## remove build/
+	rm -rf build
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+// The gemmd client library: one Client is one connection and one session. Start at quickstart.cc.
+//
+//   auto client = gemmd::Client::Connect("unix:/run/gemmd/gemmd.sock");
+//   auto region = (*client)->CreateHostRegion(bytes);
+//   auto response = (*client)->Dense({.a = region->View(...), ..., .d = region->View(...)});
+//
+// Every error is an absl::Status with the daemon's code and message; the daemon checks requests, the client does not.
+#ifndef GEMMD_CLIENT_CLIENT_H_
+#define GEMMD_CLIENT_CLIENT_H_
+
+#include "client/client_session.h"
+#include "client/host_region.h"
+#include "client/operations.h"
+#include "client/run_stream.h"
+#include "gemmd/v1/admin.grpc.pb.h"
+#include "gemmd/v1/gemm.grpc.pb.h"
+#include "gemmd/v1/tensors.grpc.pb.h"
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include <grpcpp/channel.h>
+#include <grpcpp/client_context.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace gemmd {
+
+struct ConnectOptions {
+  absl::Duration connect_timeout = absl::Seconds(5);
+  absl::Duration call_timeout = absl::Minutes(2);  // Of each call that does not say otherwise.
+  std::string client_name = "gemmd-client";        // For the daemon's logs and lists.
+  bool open_session = true;                        // False: inline operands only, and no session to pay for.
+  bool tls = false;                                // For host:port; the two files below are optional.
+  std::string tls_root_certificates = {};          // PEM. Empty: the system's.
+  std::string tls_certificate = {};                // PEM, with tls_key: this client's own, for mTLS.
+  std::string tls_key = {};                        // PEM.
+  std::string token = {};                          // Bearer token.
+};
+
+struct CallOptions {
+  absl::Duration timeout = absl::ZeroDuration();  // Zero: ConnectOptions::call_timeout.
+  uint32_t priority = 0;                          // 0 to 3, 3 is most urgent.
+};
+
+struct TensorSpec {
+  DType dtype = DType::kNone;
+  std::vector<int64_t> shape = {};
+  std::string name = {};
+  bool shared = false;  // Visible by name to all sessions of this user; outlives this session.
+};
+
+// Bytes in one message of WriteTensor: large enough to amortize a message, small enough to pipeline.
+inline constexpr size_t kTensorChunkBytes = size_t{2} << 20;
+
+// Thread-safe. Must outlive its streams and its asynchronous calls; regions may outlive it and keep the session open.
+class Client {
+ public:
+  // `address`: "unix:/path" (session at the broker, "/path.broker"; memory can be shared) or "host:port" (session over
+  // gRPC; inline operands and resident tensors). Errors: UNAVAILABLE, DEADLINE_EXCEEDED, UNAUTHENTICATED.
+  static absl::StatusOr<std::unique_ptr<Client>> Connect(absl::string_view address, ConnectOptions options = {});
+
+  Client(const Client&) = delete;
+  Client& operator=(const Client&) = delete;
+
+  // One operation: waits until the result is in place. Inline results are in the response's `d` and `sf`.
+  absl::StatusOr<v1::RunResponse> Dense(const DenseCall& call, CallOptions options = {});
+  absl::StatusOr<v1::RunResponse> MGroupedContiguous(const MGroupedContiguousCall& call, CallOptions options = {});
+  absl::StatusOr<v1::RunResponse> MGroupedMasked(const MGroupedMaskedCall& call, CallOptions options = {});
+  absl::StatusOr<v1::RunResponse> KGrouped(const KGroupedCall& call, CallOptions options = {});
+  absl::StatusOr<v1::RunResponse> Quantize(const QuantizeCall& call, CallOptions options = {});
+
+  // The same for a request made by ToRequest.
+  absl::StatusOr<v1::RunResponse> Run(const v1::RunRequest& request, CallOptions options = {});
+  // Returns at once; `callback` comes on a thread of gRPC and must not block.
+  void RunAsync(v1::RunRequest request, CallOptions options, RunCallback callback);
+  // Pipelined operations.
+  std::unique_ptr<RunStream> OpenStream(StreamOptions options = {});
+
+  // Shares `byte_size` bytes of new, zeroed memory. Errors: FAILED_PRECONDITION (no broker), RESOURCE_EXHAUSTED.
+  absl::StatusOr<HostRegion> CreateHostRegion(uint64_t byte_size, Access access = Access::kReadWrite);
+  // The same as POSIX shared memory `name` ("/name", created here, unlinked when the region goes).
+  // Errors: ALREADY_EXISTS, and those of Sessions.RegisterSharedMemory.
+  absl::StatusOr<HostRegion> CreateSharedMemory(const std::string& name, uint64_t byte_size,
+                                                Access access = Access::kReadWrite);
+
+  // Resident tensors. Errors: those of the Tensors service.
+  absl::StatusOr<v1::Tensor> CreateTensor(const TensorSpec& spec);
+  absl::Status WriteTensor(uint64_t id, absl::Span<const std::byte> bytes, uint64_t offset = 0);
+  absl::Status WriteTensor(uint64_t id, const HostRegion& region, uint64_t region_offset, uint64_t byte_size);
+  absl::StatusOr<std::string> ReadTensor(uint64_t id);
+  absl::StatusOr<std::vector<v1::Tensor>> ListTensors();
+  absl::StatusOr<v1::Tensor> GetTensor(uint64_t id);
+  absl::StatusOr<v1::Tensor> GetTensor(const std::string& name);
+  absl::Status DeleteTensor(uint64_t id);
+
+  // What an operator asks.
+  absl::StatusOr<v1::ServerInfo> GetInfo();
+  absl::StatusOr<v1::WarmUpResponse> WarmUp(absl::Span<const v1::WarmUpShape> shapes);
+  absl::Status Drain();
+  absl::StatusOr<std::string> SetLogLevel(const std::string& level);  // Gives the previous level.
+
+  // For services that have no call here.
+  const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
+  const ClientSession& session() const { return *session_; }
+
+ private:
+  Client(std::shared_ptr<grpc::Channel> channel, std::shared_ptr<ClientSession> session, ConnectOptions options);
+
+  void Prepare(const CallOptions& options, grpc::ClientContext* context) const;
+  absl::StatusOr<v1::Tensor> GetTensor(const v1::GetTensorRequest& request);
+
+  const ConnectOptions options_;
+  const std::shared_ptr<grpc::Channel> channel_;
+  const std::shared_ptr<ClientSession> session_;
+  const std::unique_ptr<v1::Gemm::Stub> gemm_;
+  const std::unique_ptr<v1::Tensors::Stub> tensors_;
+  const std::unique_ptr<v1::Admin::Stub> admin_;
+};
+
+// A channel with this library's settings, for programs that talk to other services of the daemon (health).
+// Errors: INVALID_ARGUMENT (address).
+absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(absl::string_view address, const ConnectOptions& options);
+
+}  // namespace gemmd
+
+#endif  // GEMMD_CLIENT_CLIENT_H_

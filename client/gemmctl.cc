@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+// gemmctl: gemmd from a shell. Flags and dispatch; the commands are in gemmctl_*.cc.
+#include "client/gemmctl_commands.h"
+#include "client/stored_array.h"
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/usage.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+ABSL_FLAG(std::string, server, "unix:/run/gemmd/gemmd.sock", "Address of gemmd: unix:/path or host:port.");
+ABSL_FLAG(bool, json, false, "Print one JSON document instead of a table.");
+ABSL_FLAG(absl::Duration, timeout, absl::Minutes(2), "Longest time of one call.");
+ABSL_FLAG(bool, tls, false, "host:port only: use TLS, with the system's certificate authorities.");
+ABSL_FLAG(std::string, tls_ca, "", "With --tls: file of the certificate authorities to trust (PEM).");
+ABSL_FLAG(std::string, tls_certificate, "", "With --tls: file of this client's certificate (PEM), for mutual TLS.");
+ABSL_FLAG(std::string, tls_key, "", "With --tls: file of this client's private key (PEM).");
+ABSL_FLAG(std::string, token_file, "", "File with the bearer token to present.");
+ABSL_FLAG(int64_t, m, 64, "gemm: rows of A (masked: of each group at most; k_grouped: of each group).");
+ABSL_FLAG(int64_t, n, 512, "gemm: rows of B (of each group).");
+ABSL_FLAG(int64_t, k, 512, "gemm: columns of A and B (k_grouped: of all groups together).");
+ABSL_FLAG(int64_t, groups, 4, "gemm: groups of a grouped operation.");
+ABSL_FLAG(std::string, op, "dense", "gemm: dense, contiguous, masked, k_grouped or quantize.");
+ABSL_FLAG(std::string, scaling, "", "gemm: 1d2d, 1d1d or bf16. Default: 1d1d for k_grouped, otherwise 1d2d.");
+ABSL_FLAG(std::string, transport, "host", "gemm: inline, host, shm, or tensor (resident B, the rest inline).");
+ABSL_FLAG(std::string, d_dtype, "", "gemm: bf16 or f32. Default: f32 for k_grouped, otherwise bf16.");
+ABSL_FLAG(std::string, encoding, "offsets", "gemm --op=contiguous: offsets, row_index or aligned_ends.");
+ABSL_FLAG(bool, accumulate, false, "gemm: add to D (needs --d_dtype=f32 and host or shm).");
+ABSL_FLAG(int64_t, iterations, 1, "gemm: how often to run it; the best time is reported.");
+ABSL_FLAG(bool, check, false,
+          "gemm: compare the last result with the FP64 reference; outside its limits is a failure.");
+ABSL_FLAG(uint64_t, seed, 1, "gemm, demo: seed of the random operands.");
+ABSL_FLAG(std::string, name, "", "put: name of the tensor. Default: the file's name without its suffix.");
+ABSL_FLAG(std::string, tensor, "", "put: which tensor of a safetensors file. Default: the only one.");
+ABSL_FLAG(std::string, dtype, "", "put of .npy: e4m3 (stored as uint8) or bf16 (stored as uint16).");
+ABSL_FLAG(absl::Duration, wait, absl::ZeroDuration(), "health: wait this long for SERVING.");
+ABSL_FLAG(std::string, service, "", "health: service to ask about; empty: the daemon as a whole.");
+ABSL_FLAG(std::vector<std::string>, shapes, {}, "warmup: MxNxK or GxMxNxK, comma-separated; M=0: all row counts.");
+
+namespace {
+
+using gemmd::CommandOptions;
+
+constexpr char kUsage[] = R"(gemmctl: gemmd from a shell.
+
+  gemmctl [--server=ADDRESS] [--json] COMMAND [ARGUMENTS] [FLAGS]
+
+  info                 what runs: version, workers, sessions, memory
+  health               SERVING or not; --wait=30s waits for it
+  gemm                 one product of random operands: --op --m --n --k --groups --scaling --transport --d_dtype
+                       --iterations --check
+  demo                 DeepSeek-V3-shaped products through every transport, each checked against FP64
+  put FILE             stores a .npy or .safetensors file as a shared resident tensor: --name --tensor --dtype
+  get NAME|ID FILE     reads a tensor back into a .npy or .safetensors file
+  list                 resident tensors
+  rm NAME|ID           removes a tensor
+  warmup               makes kernels ready: --shapes=64x2112x7168,8x0x4096x7168 --scaling --d_dtype
+  drain                finish what was accepted, then exit
+  loglevel LEVEL       trace, debug, info, warning, error, critical or off
+  help                 this text
+
+Results go to standard output, diagnostics to standard error; the exit status is 0 only for success.
+Flags: gemmctl --helpfull)";
+
+struct Command {
+  const char* name;
+  size_t arguments;
+  absl::Status (*run)(const CommandOptions&);
+};
+constexpr Command kCommands[] = {
+    {"info", 0, gemmd::RunInfo},   {"health", 0, gemmd::RunHealth},     {"gemm", 0, gemmd::RunGemm},
+    {"demo", 0, gemmd::RunDemo},   {"put", 1, gemmd::RunPut},           {"get", 2, gemmd::RunGet},
+    {"list", 0, gemmd::RunList},   {"rm", 1, gemmd::RunRemove},         {"warmup", 0, gemmd::RunWarmUp},
+    {"drain", 0, gemmd::RunDrain}, {"loglevel", 1, gemmd::RunLogLevel},
+};
+
+absl::Status ReadInto(const std::string& path, std::string* content) {
+  if (path.empty()) return absl::OkStatus();
+  absl::StatusOr<std::string> bytes = gemmd::ReadFile(path);
+  if (!bytes.ok()) return bytes.status();
+  *content = *std::move(bytes);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<CommandOptions> OptionsFromFlags() {
+  CommandOptions options;
+  options.server = absl::GetFlag(FLAGS_server);
+  options.json = absl::GetFlag(FLAGS_json);
+  options.connect.call_timeout = absl::GetFlag(FLAGS_timeout);
+  options.connect.client_name = "gemmctl";
+  options.connect.tls = absl::GetFlag(FLAGS_tls);
+  absl::Status status = ReadInto(absl::GetFlag(FLAGS_tls_ca), &options.connect.tls_root_certificates);
+  status.Update(ReadInto(absl::GetFlag(FLAGS_tls_certificate), &options.connect.tls_certificate));
+  status.Update(ReadInto(absl::GetFlag(FLAGS_tls_key), &options.connect.tls_key));
+  status.Update(ReadInto(absl::GetFlag(FLAGS_token_file), &options.connect.token));
+  if (!status.ok()) return status;
+  while (!options.connect.token.empty() && options.connect.token.back() == '\n') options.connect.token.pop_back();
+  options.m = absl::GetFlag(FLAGS_m);
+  options.n = absl::GetFlag(FLAGS_n);
+  options.k = absl::GetFlag(FLAGS_k);
+  options.groups = absl::GetFlag(FLAGS_groups);
+  options.op = absl::GetFlag(FLAGS_op);
+  options.scaling = absl::GetFlag(FLAGS_scaling);
+  options.transport = absl::GetFlag(FLAGS_transport);
+  options.d_dtype = absl::GetFlag(FLAGS_d_dtype);
+  options.encoding = absl::GetFlag(FLAGS_encoding);
+  options.accumulate = absl::GetFlag(FLAGS_accumulate);
+  options.iterations = absl::GetFlag(FLAGS_iterations);
+  options.check = absl::GetFlag(FLAGS_check);
+  options.seed = absl::GetFlag(FLAGS_seed);
+  options.name = absl::GetFlag(FLAGS_name);
+  options.tensor = absl::GetFlag(FLAGS_tensor);
+  options.dtype = absl::GetFlag(FLAGS_dtype);
+  options.wait = absl::GetFlag(FLAGS_wait);
+  options.service = absl::GetFlag(FLAGS_service);
+  options.shapes = absl::GetFlag(FLAGS_shapes);
+  return options;
+}
+
+int Fail(const absl::Status& status) {
+  std::fprintf(stderr, "gemmctl: %s\n", status.ToString().c_str());
+  return 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  absl::SetProgramUsageMessage(kUsage);
+  const std::vector<char*> words = absl::ParseCommandLine(argc, argv);
+  const std::string name = words.size() < 2 ? "" : words[1];
+  if (name == "help") {
+    std::printf("%s\n", kUsage);
+    return 0;
+  }
+  for (const Command& command : kCommands) {
+    if (name != command.name) continue;
+    absl::StatusOr<CommandOptions> options = OptionsFromFlags();
+    if (!options.ok()) return Fail(options.status());
+    options->arguments.assign(words.begin() + 2, words.end());
+    if (options->arguments.size() != command.arguments) {
+      return Fail(absl::InvalidArgumentError(absl::StrCat(name, ": expected ", command.arguments, " arguments, got ",
+                                                          options->arguments.size(), " (see gemmctl help)")));
+    }
+    const absl::Status status = command.run(*options);
+    return status.ok() ? 0 : Fail(status);
+  }
+  std::fprintf(stderr, "gemmctl: expected a command, got \"%s\"\n\n%s\n", name.c_str(), kUsage);
+  return 2;
+}

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gpu/control.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+#include <utility>
+
+namespace gemmd {
+namespace {
+
+template <size_t kSize>
+void CopyText(absl::string_view text, char (&destination)[kSize]) {
+  const size_t length = std::min(text.size(), kSize - 1);
+  std::copy_n(text.data(), length, destination);
+  destination[length] = '\0';
+}
+
+ControlReply MakeReply(uint64_t request_id, const absl::Status& status) {
+  ControlReply reply;
+  reply.request_id = request_id;
+  reply.code = static_cast<uint32_t>(status.code());
+  CopyText(status.message(), reply.message);
+  return reply;
+}
+
+}  // namespace
+
+void Control::Outbox::Post(const ControlReply& reply) {
+  absl::MutexLock lock(&mutex_);
+  replies_.push_back(reply);
+  Ring();
+}
+
+void Control::Outbox::Stop() {
+  absl::MutexLock lock(&mutex_);
+  stopped_ = true;
+  Ring();
+}
+
+void Control::Outbox::Ring() {
+  const uint64_t one = 1;
+  // Fails only when the counter is full, and then the event is readable anyway.
+  if (write(event_.get(), &one, sizeof(one)) < 0) return;
+}
+
+std::vector<ControlReply> Control::Outbox::TakeReplies() {
+  uint64_t count = 0;
+  absl::MutexLock lock(&mutex_);
+  if (!stopped_ && read(event_.get(), &count, sizeof(count)) < 0) return {};
+  return std::exchange(replies_, {});
+}
+
+bool Control::Outbox::stopped() const {
+  absl::MutexLock lock(&mutex_);
+  return stopped_;
+}
+
+absl::StatusOr<std::unique_ptr<Control>> Control::Create(UniqueFd socket, Device& device, RegionTable& regions,
+                                                         Worker& worker) {
+  UniqueFd event(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!event.valid()) return absl::ErrnoToStatus(errno, "eventfd");
+  return std::unique_ptr<Control>(new Control(std::move(socket), std::move(event), device, regions, worker));
+}
+
+Control::Control(UniqueFd socket, UniqueFd event, Device& device, RegionTable& regions, Worker& worker)
+    : socket_(std::move(socket)),
+      outbox_(std::make_shared<Outbox>(std::move(event))),
+      device_(device),
+      regions_(regions),
+      worker_(worker) {}
+
+absl::Status Control::SendHello() {
+  const DeviceTraits& traits = device_.traits();
+  ControlReply hello;
+  hello.memory_bytes = traits.memory_bytes;
+  hello.cores = traits.cores;
+  CopyText(traits.device, hello.device);
+  CopyText(traits.name, hello.name);
+  return SendStruct(socket_.get(), hello);
+}
+
+void Control::Stop() { outbox_->Stop(); }
+
+absl::Status Control::Serve() {
+  while (!outbox_->stopped()) {
+    pollfd events[] = {{socket_.get(), POLLIN, 0}, {outbox_->event(), POLLIN, 0}};
+    if (poll(events, 2, -1) < 0 && errno != EINTR) return absl::ErrnoToStatus(errno, "poll");
+    absl::Status status = SendReplies();
+    if (status.ok() && events[0].revents != 0) {
+      absl::StatusOr<ReceivedMessage> message = ReceiveMessage(socket_.get());
+      status = message.ok() ? ServeOne(*std::move(message)) : message.status();
+    }
+    if (absl::IsUnavailable(status)) return absl::OkStatus();
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Control::SendReplies() {
+  for (const ControlReply& reply : outbox_->TakeReplies()) {
+    if (absl::Status status = SendStruct(socket_.get(), reply); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Control::ServeOne(ReceivedMessage message) {
+  ControlRequest request;
+  if (message.bytes.size() != sizeof(request)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("control request: expected ", sizeof(request), " bytes, got ", message.bytes.size()));
+  }
+  std::memcpy(&request, message.bytes.data(), sizeof(request));
+  if (request.version != kControlVersion) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("control version: expected ", kControlVersion, ", got ", request.version));
+  }
+  absl::Status status;
+  PrepareResult prepared;
+  UniqueFd fd;
+  switch (request.type) {
+    case ControlRequestType::kAttachRing:
+      status = AttachRing(std::move(message.fd));
+      break;
+    case ControlRequestType::kMapRegion:
+      status = MapRegion(request, std::move(message.fd));
+      break;
+    case ControlRequestType::kCloseRegion:
+      status = CloseRegion(request);
+      if (status.ok()) return status;  // The reply comes when the last holder has gone.
+      break;
+    case ControlRequestType::kAllocate: {
+      absl::StatusOr<UniqueFd> allocated = Allocate(request);
+      status = allocated.status();
+      if (allocated.ok()) fd = *std::move(allocated);
+      break;
+    }
+    case ControlRequestType::kPrepare: {
+      const absl::StatusOr<PrepareResult> result = device_.Prepare(request.shape);
+      status = result.status();
+      if (result.ok()) prepared = *result;
+      break;
+    }
+    default:
+      status = absl::UnimplementedError(
+          absl::StrCat("control request: expected a known type, got ", static_cast<uint32_t>(request.type)));
+  }
+  ControlReply reply = MakeReply(request.request_id, status);
+  reply.kernels_ready = prepared.kernels_ready;
+  reply.kernels_compiled = prepared.kernels_compiled;
+  return SendStruct(socket_.get(), reply, fd.get());
+}
+
+absl::Status Control::AttachRing(UniqueFd fd) {
+  absl::StatusOr<JobRing> ring = JobRing::Open(std::move(fd));
+  if (!ring.ok()) return ring.status();
+  return worker_.AttachRing(*std::move(ring));
+}
+
+absl::Status Control::MapRegion(const ControlRequest& request, UniqueFd fd) {
+  if (!fd.valid()) return absl::InvalidArgumentError("region: expected a descriptor, got none");
+  if (request.access != Access::kReadOnly && request.access != Access::kReadWrite) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("access: expected a known value, got ", static_cast<int>(request.access)));
+  }
+  const RegionSpec spec{request.region_kind, request.access, request.byte_size};
+  absl::StatusOr<std::shared_ptr<DeviceMemory>> memory = device_.Map(spec, std::move(fd));
+  if (!memory.ok()) return memory.status();
+  if (regions_.Add(request.region_id, *std::move(memory), request.access)) return absl::OkStatus();
+  return absl::AlreadyExistsError("region_id: expected a fresh one, got one in use");
+}
+
+absl::StatusOr<UniqueFd> Control::Allocate(const ControlRequest& request) {
+  absl::StatusOr<Allocation> allocation = device_.Allocate(request.byte_size);
+  if (!allocation.ok()) return allocation.status();
+  if (regions_.Add(request.region_id, std::move(allocation->memory), Access::kReadWrite)) {
+    return std::move(allocation->fd);
+  }
+  return absl::AlreadyExistsError("region_id: expected a fresh one, got one in use");
+}
+
+absl::Status Control::CloseRegion(const ControlRequest& request) {
+  const ControlReply reply = MakeReply(request.request_id, absl::OkStatus());
+  if (regions_.Close(request.region_id, [outbox = outbox_, reply] { outbox->Post(reply); })) return absl::OkStatus();
+  return absl::NotFoundError("region_id: expected an open region");
+}
+
+}  // namespace gemmd

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the machine lets this process use. Read once, when CpuDevice opens.
+#ifndef GEMMD_GPU_CPU_CORES_H_
+#define GEMMD_GPU_CPU_CORES_H_
+
+#include <cstdint>
+#include <string>
+
+namespace gemmd {
+
+// Processors that this process may use: those of its affinity mask, but no more than its CPU quota (cgroup, rounded
+// up). At least 1.
+int UsableCores();
+
+// Bytes of memory: physical, or the cgroup's limit where that is less.
+uint64_t UsableMemoryBytes();
+
+// The model name of /proc/cpuinfo, or "CPU".
+std::string ProcessorName();
+
+}  // namespace gemmd
+
+#endif  // GEMMD_GPU_CPU_CORES_H_

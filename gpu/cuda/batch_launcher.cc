@@ -1,0 +1,387 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gpu/cuda/batch_launcher.h"
+
+#include "gpu/cuda/cuda_memory.h"
+#include "gpu/cuda_status.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+namespace gemmd {
+namespace {
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+MatrixView MatrixOf(const GpuWindow& w) {
+  if (w.rank == 3) return {w.data, w.shape[0], w.shape[1], w.shape[2], w.strides[0], w.strides[1]};
+  return {w.data, 1, w.shape[0], w.shape[1], 0, w.strides[0]};
+}
+
+ScaleView ScalesOf(const GpuWindow& w) {
+  const float* data = reinterpret_cast<const float*>(w.data);
+  if (w.rank == 3) return {data, w.strides[0], w.strides[1], w.strides[2]};
+  return {data, 0, w.strides[0], w.strides[1]};
+}
+
+// The kernels count the rows of one tile's scales in 32 bits.
+absl::Status CheckScales(const ScaleView& scales) {
+  constexpr int64_t kRowsOfTile = 256;
+  if (scales.row_stride <= std::numeric_limits<int>::max() / kRowsOfTile) return absl::OkStatus();
+  return absl::UnimplementedError("scale factors: the row stride is too large for this device");
+}
+
+KernelScaling ScalingOf(const Gemm& gemm) {
+  if (gemm.scaling == Scaling::kNone) return KernelScaling::kBf16;
+  return gemm.scaling == Scaling::k1D1D ? KernelScaling::kRowRow : KernelScaling::kRowBlock;
+}
+
+KernelOutput OutputOf(const Gemm& gemm) {
+  if (gemm.operand(OperandIndex::kD).dtype == DType::kBf16) return KernelOutput::kBf16;
+  return gemm.accumulate ? KernelOutput::kF32Add : KernelOutput::kF32;
+}
+
+// Which rows of D a job writes, as segments of its own matrices.
+std::vector<Segment> SegmentsOf(const Gemm& gemm) {
+  const int k = static_cast<int>(gemm.k);
+  if (gemm.op == Op::kDense) return {{0, 0, 0, static_cast<int>(gemm.m), k, 0}};
+  std::vector<Segment> segments;
+  for (const RowSegment& rows : gemm.segments) {
+    const int group = static_cast<int>(rows.group);
+    segments.push_back({gemm.op == Op::kMGroupedMasked ? group : 0, group, static_cast<int>(rows.begin),
+                        static_cast<int>(rows.end), k, 0});
+  }
+  return segments;
+}
+
+absl::Status ReturnRows(Staging& staging, const GpuWindow& d, const Operand& operand,
+                        const std::vector<Segment>& segments) {
+  for (const Segment& rows : segments) {
+    if (absl::Status status = staging.Return(d, operand, rows.batch, rows.row_begin, rows.row_end); !status.ok())
+      return status;
+  }
+  return absl::OkStatus();
+}
+
+bool SameWindow(const Operand& a, const Operand& b) {
+  return a.region == b.region && a.offset == b.offset && a.shape == b.shape && a.strides == b.strides &&
+         a.dtype == b.dtype;
+}
+
+// Jobs whose rows can be multiplied as one matrix: same weights, rank-2 A and D, nothing to add to.
+bool CanShareLaunch(const Batch& batch) {
+  const Gemm& first = batch.jobs[0].gemm;
+  return std::all_of(batch.jobs.begin(), batch.jobs.end(), [&](const Job& job) {
+    const Gemm& gemm = job.gemm;
+    return (gemm.op == Op::kDense || gemm.op == Op::kMGroupedContiguous) && gemm.op == first.op &&
+           gemm.scaling == first.scaling && !gemm.accumulate && gemm.n == first.n && gemm.k == first.k &&
+           gemm.operand(OperandIndex::kA).dtype == first.operand(OperandIndex::kA).dtype &&
+           gemm.operand(OperandIndex::kD).dtype == first.operand(OperandIndex::kD).dtype &&
+           SameWindow(gemm.operand(OperandIndex::kB), first.operand(OperandIndex::kB)) &&
+           SameWindow(gemm.operand(OperandIndex::kSfb), first.operand(OperandIndex::kSfb));
+  });
+}
+
+// Rows of an operand in host or GPU memory to packed rows on the GPU, or back.
+absl::Status CopyRows(char* to, int64_t to_pitch, const char* from, int64_t from_pitch, int64_t width, int64_t rows,
+                      cudaStream_t stream) {
+  if (rows == 0 || width == 0) return absl::OkStatus();
+  const size_t w = static_cast<size_t>(width);
+  return CudaStatus(cudaMemcpy2DAsync(to, std::max(w, static_cast<size_t>(to_pitch)), from,
+                                      std::max(w, static_cast<size_t>(from_pitch)), w, static_cast<size_t>(rows),
+                                      cudaMemcpyDefault, stream),
+                    "gathering rows");
+}
+
+const CudaMemory& MemoryOf(const Operand& operand) { return static_cast<const CudaMemory&>(*operand.memory); }
+
+char* AddressOf(const Operand& operand) { return MemoryOf(operand).address() + operand.offset; }
+
+// A job whose memory is gone must fail alone.
+bool AllStillThere(const Batch& batch) {
+  for (const Job& job : batch.jobs) {
+    for (const Operand& operand : job.gemm.operands) {
+      if (operand.present() && !MemoryOf(operand).CheckStillThere().ok()) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+std::vector<absl::Status> BatchLauncher::Launch(const Batch& batch, cudaStream_t stream) {
+  if (batch.jobs.size() > 1 && CanShareLaunch(batch) && AllStillThere(batch)) {
+    return std::vector<absl::Status>(batch.jobs.size(), LaunchTogether(batch, stream));
+  }
+  std::vector<absl::Status> statuses;
+  for (const Job& job : batch.jobs) statuses.push_back(LaunchJob(job.gemm, stream));
+  return statuses;
+}
+
+absl::Status BatchLauncher::LaunchJob(const Gemm& gemm, cudaStream_t stream) {
+  switch (gemm.op) {
+    case Op::kCopy:
+      return Copy(gemm, stream);
+    case Op::kQuantize:
+      return Quantize(gemm, stream);
+    case Op::kKGrouped:
+      return MultiplyDepth(gemm, stream);
+    case Op::kDense:
+    case Op::kMGroupedContiguous:
+    case Op::kMGroupedMasked:
+      return Multiply(gemm, stream);
+    case Op::kNone:
+    case Op::kCancel:
+      break;
+  }
+  return absl::InternalError("not an operation for a device");
+}
+
+absl::Status BatchLauncher::Copy(const Gemm& gemm, cudaStream_t stream) {
+  if (gemm.k == 0) return absl::OkStatus();
+  for (const OperandIndex index : {OperandIndex::kA, OperandIndex::kD}) {
+    if (absl::Status status = MemoryOf(gemm.operand(index)).CheckStillThere(); !status.ok()) return status;
+  }
+  return CudaStatus(
+      cudaMemcpyAsync(AddressOf(gemm.operand(OperandIndex::kD)), AddressOf(gemm.operand(OperandIndex::kA)),
+                      static_cast<size_t>(gemm.k), cudaMemcpyDefault, stream),
+      "copying");
+}
+
+absl::Status BatchLauncher::Quantize(const Gemm& gemm, cudaStream_t stream) {
+  Staging staging(stream, empty_);
+  absl::StatusOr<GpuWindow> x = staging.Input(gemm.operand(OperandIndex::kA));
+  if (!x.ok()) return x.status();
+  absl::StatusOr<GpuWindow> q = staging.Output(gemm.operand(OperandIndex::kD));
+  if (!q.ok()) return q.status();
+  absl::StatusOr<GpuWindow> sf = staging.Output(gemm.operand(OperandIndex::kSfd));
+  if (!sf.ok()) return sf.status();
+  const QuantizeArgs args = {x->data,
+                             x->strides[0],
+                             reinterpret_cast<unsigned char*>(q->data),
+                             q->strides[0],
+                             reinterpret_cast<float*>(sf->data),
+                             sf->strides[0],
+                             sf->strides[1],
+                             gemm.m,
+                             gemm.k};
+  const bool blocks = gemm.quantize_block == QuantizeBlock::k128x128;
+  absl::Status status = launcher_.LaunchQuantize(
+      args, gemm.operand(OperandIndex::kA).dtype == DType::kBf16 ? QuantizeInput::kBf16 : QuantizeInput::kF32,
+      blocks ? QuantizeShape::kBlock : QuantizeShape::kRow, stream);
+  if (status.ok()) status = staging.Return(*q, gemm.operand(OperandIndex::kD), 0, 0, gemm.m);
+  if (status.ok()) {
+    status = staging.Return(*sf, gemm.operand(OperandIndex::kSfd), 0, 0, blocks ? CeilDiv(gemm.m, 128) : gemm.m);
+  }
+  return status;
+}
+
+absl::Status BatchLauncher::QuantizeRows(Staging& staging, cudaStream_t stream, GpuWindow* a, ScaleView* sfa) {
+  const int64_t matrices = a->rank == 3 ? a->shape[0] : 1;
+  const int64_t rows = a->shape[static_cast<size_t>(a->rank - 2)];
+  const int64_t k = a->shape[static_cast<size_t>(a->rank - 1)];
+  const int64_t blocks = CeilDiv(k, 128);
+  const int64_t pitch = CeilDiv(k, 16) * 16;
+  const int64_t scale_pitch = CeilDiv(rows, 4) * 4;
+  absl::StatusOr<char*> q = staging.Allocate(matrices * rows * pitch);
+  if (!q.ok()) return q.status();
+  absl::StatusOr<char*> sf = staging.Allocate(matrices * scale_pitch * blocks * 4);
+  if (!sf.ok()) return sf.status();
+  const int64_t row_stride = a->strides[static_cast<size_t>(a->rank - 2)];
+  const int64_t batch_stride = a->rank == 3 ? a->strides[0] : 0;
+  for (int64_t i = 0; i < matrices; ++i) {
+    const QuantizeArgs args = {a->data + i * batch_stride * 2,
+                               row_stride,
+                               reinterpret_cast<unsigned char*>(*q + i * rows * pitch),
+                               pitch,
+                               reinterpret_cast<float*>(*sf) + i * scale_pitch * blocks,
+                               1,
+                               scale_pitch,
+                               rows,
+                               k};
+    if (absl::Status status = launcher_.LaunchQuantize(args, QuantizeInput::kBf16, QuantizeShape::kRow, stream);
+        !status.ok()) {
+      return status;
+    }
+  }
+  a->data = *q;
+  a->element_bytes = 1;
+  a->strides[static_cast<size_t>(a->rank - 2)] = pitch;
+  if (a->rank == 3) a->strides[0] = rows * pitch;
+  *sfa = {reinterpret_cast<const float*>(*sf), scale_pitch * blocks, 1, scale_pitch};
+  return absl::OkStatus();
+}
+
+absl::Status BatchLauncher::Multiply(const Gemm& gemm, cudaStream_t stream) {
+  Staging staging(stream, empty_);
+  GemmCall call;
+  call.scaling = ScalingOf(gemm);
+  call.output = OutputOf(gemm);
+  call.segments = SegmentsOf(gemm);
+  call.clip_rows = gemm.op != Op::kDense;
+  if (call.segments.empty() || gemm.n == 0) return absl::OkStatus();
+  absl::StatusOr<GpuWindow> a = staging.Input(gemm.operand(OperandIndex::kA));
+  if (!a.ok()) return a.status();
+  absl::StatusOr<GpuWindow> b = staging.Input(gemm.operand(OperandIndex::kB));
+  if (!b.ok()) return b.status();
+  if (call.scaling != KernelScaling::kBf16) {
+    absl::Status status;
+    if (gemm.operand(OperandIndex::kA).dtype == DType::kBf16) {
+      status = QuantizeRows(staging, stream, &*a, &call.sfa);
+    } else {
+      absl::StatusOr<GpuWindow> sfa = staging.Input(gemm.operand(OperandIndex::kSfa));
+      status = sfa.status();
+      if (sfa.ok()) call.sfa = ScalesOf(*sfa);
+    }
+    absl::StatusOr<GpuWindow> sfb = staging.Input(gemm.operand(OperandIndex::kSfb));
+    status.Update(sfb.status());
+    if (sfb.ok()) call.sfb = ScalesOf(*sfb);
+    status.Update(CheckScales(call.sfa));
+    status.Update(CheckScales(call.sfb));
+    if (!status.ok()) return status;
+  }
+  const Operand& output = gemm.operand(OperandIndex::kD);
+  absl::StatusOr<GpuWindow> d = gemm.accumulate ? staging.Input(output) : staging.Output(output);
+  if (!d.ok()) return d.status();
+  call.a = MatrixOf(*a);
+  call.b = MatrixOf(*b);
+  call.d = MatrixOf(*d);
+  if (absl::Status status = launcher_.Launch(call, stream); !status.ok()) return status;
+  return ReturnRows(staging, *d, output, call.segments);
+}
+
+absl::Status BatchLauncher::MultiplyDepth(const Gemm& gemm, cudaStream_t stream) {
+  Staging staging(stream, empty_);
+  GemmCall call;
+  call.scaling = ScalingOf(gemm);
+  call.output = OutputOf(gemm);
+  const Operand& output = gemm.operand(OperandIndex::kD);
+  if (gemm.m == 0 || gemm.n == 0 || gemm.groups == 0) return absl::OkStatus();
+  absl::StatusOr<GpuWindow> a = staging.Input(gemm.operand(OperandIndex::kA));
+  if (!a.ok()) return a.status();
+  absl::StatusOr<GpuWindow> b = staging.Input(gemm.operand(OperandIndex::kB));
+  if (!b.ok()) return b.status();
+  if (call.scaling != KernelScaling::kBf16) {
+    absl::StatusOr<GpuWindow> sfa = staging.Input(gemm.operand(OperandIndex::kSfa));
+    if (!sfa.ok()) return sfa.status();
+    absl::StatusOr<GpuWindow> sfb = staging.Input(gemm.operand(OperandIndex::kSfb));
+    if (!sfb.ok()) return sfb.status();
+    call.sfa = ScalesOf(*sfa);
+    call.sfb = ScalesOf(*sfb);
+    absl::Status status = CheckScales(call.sfa);
+    status.Update(CheckScales(call.sfb));
+    if (!status.ok()) return status;
+  }
+  absl::StatusOr<GpuWindow> d = gemm.accumulate ? staging.Input(output) : staging.Output(output);
+  if (!d.ok()) return d.status();
+  call.d = MatrixOf(*d);
+  const int64_t element = a->element_bytes;
+  int64_t k_before = 0;
+  int64_t block = 0;
+  for (size_t g = 0; g < gemm.ks.size(); ++g) {
+    const int64_t k = gemm.ks[g];
+    call.segment_a.push_back({a->data + gemm.m * k_before * element, 1, gemm.m, k, 0, k});
+    call.segment_b.push_back({b->data + gemm.n * k_before * element, 1, gemm.n, k, 0, k});
+    call.segments.push_back(
+        {static_cast<int>(g), 0, 0, static_cast<int>(gemm.m), static_cast<int>(k), static_cast<int>(block)});
+    k_before += k;
+    block += CeilDiv(k, 128);
+  }
+  if (absl::Status status = launcher_.Launch(call, stream); !status.ok()) return status;
+  return ReturnRows(staging, *d, output, call.segments);
+}
+
+absl::Status BatchLauncher::LaunchTogether(const Batch& batch, cudaStream_t stream) {
+  const Gemm& first = batch.jobs[0].gemm;
+  int64_t rows = 0;
+  for (const Job& job : batch.jobs) rows += job.gemm.m;
+  Staging staging(stream, empty_);
+  // The packed operands, as one job's.
+  Gemm all = first;
+  all.m = rows;
+  const bool has_scales = first.operand(OperandIndex::kSfa).present();
+  const int64_t blocks = CeilDiv(first.k, 128);
+  const int64_t a_element = ByteSize(first.operand(OperandIndex::kA).dtype);
+  const int64_t d_element = ByteSize(first.operand(OperandIndex::kD).dtype);
+  const int64_t a_pitch = CeilDiv(first.k * a_element, 16) * 16;
+  const int64_t d_pitch = CeilDiv(first.n * d_element, 16) * 16;
+  absl::StatusOr<char*> a_data = staging.Allocate(rows * a_pitch);
+  absl::StatusOr<char*> sf_data = staging.Allocate(has_scales ? rows * blocks * 4 : 0);
+  absl::StatusOr<char*> d_data = staging.Allocate(rows * d_pitch);
+  absl::Status status = a_data.status();
+  status.Update(sf_data.status());
+  status.Update(d_data.status());
+  if (!status.ok() || rows == 0 || first.n == 0) return status;
+
+  GemmCall call;
+  call.scaling = ScalingOf(first);
+  call.output = OutputOf(first);
+  int64_t row = 0;
+  for (const Job& job : batch.jobs) {
+    const Gemm& gemm = job.gemm;
+    const Operand& a = gemm.operand(OperandIndex::kA);
+    status.Update(CopyRows(*a_data + row * a_pitch, a_pitch, AddressOf(a), a.strides[0] * a_element, gemm.k * a_element,
+                           gemm.m, stream));
+    if (has_scales && gemm.m > 0) {
+      // Into row-major; an M-major source is a matrix of one column per block.
+      const Operand& sfa = gemm.operand(OperandIndex::kSfa);
+      char* to = *sf_data + row * blocks * 4;
+      if (sfa.strides[1] == 1 || blocks == 1) {
+        status.Update(CopyRows(to, blocks * 4, AddressOf(sfa), sfa.strides[0] * 4, blocks * 4, gemm.m, stream));
+      } else {
+        for (int64_t block = 0; block < blocks; ++block) {
+          status.Update(CopyRows(to + block * 4, blocks * 4, AddressOf(sfa) + block * sfa.strides[1] * 4,
+                                 sfa.strides[0] * 4, 4, gemm.m, stream));
+        }
+      }
+    }
+    for (Segment segment : SegmentsOf(gemm)) {
+      segment.row_begin += static_cast<int>(row);
+      segment.row_end += static_cast<int>(row);
+      if (segment.row_begin < segment.row_end) call.segments.push_back(segment);
+    }
+    row += gemm.m;
+  }
+  if (!status.ok()) return status;
+  if (first.op == Op::kDense) {
+    call.segments = {{0, 0, 0, static_cast<int>(rows), static_cast<int>(first.k), 0}};
+  } else {
+    // Tiles of one group run together, so that its weights are read from memory once.
+    std::stable_sort(call.segments.begin(), call.segments.end(),
+                     [](const Segment& x, const Segment& y) { return x.group < y.group; });
+    call.clip_rows = true;
+  }
+  absl::StatusOr<GpuWindow> b = staging.Input(first.operand(OperandIndex::kB));
+  if (!b.ok()) return b.status();
+  GpuWindow a{*a_data, 2, a_element, {rows, first.k}, {a_pitch / a_element, 1}};
+  if (call.scaling != KernelScaling::kBf16) {
+    if (has_scales) {
+      call.sfa = {reinterpret_cast<const float*>(*sf_data), 0, blocks, 1};
+    } else if (status = QuantizeRows(staging, stream, &a, &call.sfa); !status.ok()) {
+      return status;
+    }
+    absl::StatusOr<GpuWindow> sfb = staging.Input(first.operand(OperandIndex::kSfb));
+    if (!sfb.ok()) return sfb.status();
+    call.sfb = ScalesOf(*sfb);
+    if (status = CheckScales(call.sfb); !status.ok()) return status;
+  }
+  call.a = MatrixOf(a);
+  call.b = MatrixOf(*b);
+  call.d = {*d_data, 1, rows, first.n, 0, d_pitch / d_element};
+  if (status = launcher_.Launch(call, stream); !status.ok()) return status;
+
+  row = 0;
+  for (const Job& job : batch.jobs) {
+    const Gemm& gemm = job.gemm;
+    const Operand& d = gemm.operand(OperandIndex::kD);
+    for (const Segment& segment : SegmentsOf(gemm)) {
+      status.Update(CopyRows(AddressOf(d) + segment.row_begin * d.strides[0] * d_element, d.strides[0] * d_element,
+                             *d_data + (row + segment.row_begin) * d_pitch, d_pitch, gemm.n * d_element,
+                             segment.row_end - segment.row_begin, stream));
+    }
+    row += gemm.m;
+  }
+  return status;
+}
+
+}  // namespace gemmd

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// Puts the work of a batch into a stream: copies in, kernels, copies out. Jobs that share weights share a launch: their
+// rows are packed one after another, which costs nothing for rows that come from host memory anyway. Worker's loop
+// only.
+#ifndef GEMMD_GPU_CUDA_BATCH_LAUNCHER_H_
+#define GEMMD_GPU_CUDA_BATCH_LAUNCHER_H_
+
+#include "gpu/cuda/gemm_call.h"
+#include "gpu/cuda/gemm_launcher.h"
+#include "gpu/cuda/staging.h"
+#include "gpu/job.h"
+
+#include "absl/status/status.h"
+#include <cuda_runtime_api.h>
+
+#include <vector>
+
+namespace gemmd {
+
+class BatchLauncher {
+ public:
+  // `empty`: 256 bytes of GPU memory that stand for operands without elements.
+  BatchLauncher(GemmLauncher& launcher, void* empty) : launcher_(launcher), empty_(empty) {}
+
+  // One status for each job. Work that failed to start leaves the outputs as they were, or partly written.
+  std::vector<absl::Status> Launch(const Batch& batch, cudaStream_t stream);
+
+ private:
+  absl::Status LaunchJob(const Gemm& gemm, cudaStream_t stream);
+  absl::Status LaunchTogether(const Batch& batch, cudaStream_t stream);
+  absl::Status Copy(const Gemm& gemm, cudaStream_t stream);
+  absl::Status Quantize(const Gemm& gemm, cudaStream_t stream);
+  absl::Status Multiply(const Gemm& gemm, cudaStream_t stream);
+  absl::Status MultiplyDepth(const Gemm& gemm, cudaStream_t stream);
+
+  // Replaces BF16 `a` by e4m3 and fills in its scales.
+  absl::Status QuantizeRows(Staging& staging, cudaStream_t stream, GpuWindow* a, ScaleView* sfa);
+
+  GemmLauncher& launcher_;
+  void* empty_;
+};
+
+}  // namespace gemmd
+
+#endif  // GEMMD_GPU_CUDA_BATCH_LAUNCHER_H_

@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gpu/cuda/cuda_device.h"
+
+#include "gpu/cuda/cuda_memory.h"
+#include "gpu/cuda_status.h"
+
+#include "absl/memory/memory.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+#include <algorithm>
+#include <ctime>
+#include <utility>
+
+namespace gemmd {
+namespace {
+
+constexpr size_t kEmptyBytes = 256;
+
+// For PredictNanos: what a product and a copy reach, near enough to order queues by.
+constexpr double kFlopsPerNano = 1.1e6;
+constexpr double kBytesPerNano = 2600;
+constexpr double kHostBytesPerNano = 22;
+constexpr double kLaunchNanos = 6000;
+
+uint64_t NowNanos() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
+}
+
+std::string UuidText(const cudaUUID_t& uuid) {
+  std::string text = "GPU-";
+  for (int i = 0; i < 16; ++i) {
+    absl::StrAppend(&text, i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "",
+                    absl::StrFormat("%02x", static_cast<unsigned char>(uuid.bytes[i])));
+  }
+  return text;
+}
+
+absl::StatusOr<int> FindDevice(const std::string& gpu) {
+  int count = 0;
+  if (absl::Status status = CudaStatus(cudaGetDeviceCount(&count), "looking for GPUs"); !status.ok()) return status;
+  for (int device = 0; device < count; ++device) {
+    cudaDeviceProp properties;
+    if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) continue;
+    if (gpu == absl::StrCat(device) || gpu == UuidText(properties.uuid)) return device;
+  }
+  return absl::FailedPreconditionError(absl::StrCat("no GPU ", gpu, " among the ", count, " of this machine"));
+}
+
+Reason ReasonOf(const absl::Status& status) {
+  Reason reason;
+  if (status.ok()) return reason;
+  reason.field = JobField::kDevice;
+  reason.rule = absl::IsResourceExhausted(status) ? Rule::kOutOfMemory
+                : absl::IsUnimplemented(status)   ? Rule::kUnsupported
+                : absl::IsOutOfRange(status)      ? Rule::kRegionShrank
+                                                  : Rule::kDeviceFailed;
+  reason.got = status.raw_code();
+  return reason;
+}
+
+int64_t RowsOf(const Gemm& gemm) {
+  if (gemm.segments.empty()) return gemm.m;
+  int64_t rows = 0;
+  for (const RowSegment& segment : gemm.segments) rows += segment.end - segment.begin;
+  return rows;
+}
+
+}  // namespace
+
+CudaDevice::CudaDevice(const CudaDeviceOptions&, int device) : device_(device) {}
+
+absl::StatusOr<std::unique_ptr<Device>> CudaDevice::Open(const CudaDeviceOptions& options) {
+  absl::StatusOr<int> device = FindDevice(options.gpu);
+  if (!device.ok()) return device.status();
+  auto cuda = absl::WrapUnique(new CudaDevice(options, *device));
+  if (absl::Status status = cuda->Start(options); !status.ok()) return status;
+  return cuda;
+}
+
+absl::Status CudaDevice::Start(const CudaDeviceOptions& options) {
+  if (absl::Status status = CudaStatus(cudaSetDevice(device_), "opening the GPU"); !status.ok()) return status;
+  absl::StatusOr<Driver> driver = Driver::Load();
+  if (!driver.ok()) return driver.status();
+  driver_ = *driver;
+  absl::StatusOr<std::unique_ptr<GemmLauncher>> launcher = GemmLauncher::Create(options.kernels);
+  if (!launcher.ok()) return launcher.status();
+  launcher_ = *std::move(launcher);
+
+  cudaDeviceProp properties;
+  absl::Status status = CudaStatus(cudaGetDeviceProperties(&properties, device_), "reading device properties");
+  status.Update(CudaStatus(cudaMalloc(&empty_, kEmptyBytes), "allocating GPU memory"));
+  cudaMemPool_t pool = nullptr;
+  status.Update(CudaStatus(cudaDeviceGetDefaultMemPool(&pool, device_), "memory pool"));
+  if (!status.ok()) return status;
+  uint64_t keep = options.scratch_keep_bytes;
+  status.Update(CudaStatus(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep), "memory pool"));
+  traits_.device = UuidText(properties.uuid);
+  traits_.name = properties.name;
+  traits_.memory_bytes = properties.totalGlobalMem;
+  traits_.cores = static_cast<uint32_t>(properties.multiProcessorCount);
+  traits_.max_batches_in_flight = options.streams;
+  batches_ = std::make_unique<BatchLauncher>(*launcher_, empty_);
+  for (int i = 0; i < options.streams && status.ok(); ++i) {
+    lanes_.push_back(std::make_unique<Lane>());
+    Lane* lane = lanes_.back().get();
+    status.Update(CudaStatus(cudaStreamCreateWithFlags(&lane->stream, cudaStreamNonBlocking), "making a stream"));
+    status.Update(CudaStatus(cudaEventCreateWithFlags(&lane->finished, cudaEventDisableTiming), "making an event"));
+  }
+  status.Update(launcher_->PrepareFallbacks());
+  if (!status.ok()) return status;
+  for (const std::unique_ptr<Lane>& lane : lanes_)
+    lane->thread = std::thread([this, raw = lane.get()] { RunLane(raw); });
+  return absl::OkStatus();
+}
+
+CudaDevice::~CudaDevice() {
+  Wait();
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+  }
+  for (const std::unique_ptr<Lane>& lane : lanes_) {
+    if (lane->thread.joinable()) lane->thread.join();
+    if (lane->finished != nullptr) cudaEventDestroy(lane->finished);
+    if (lane->stream != nullptr) cudaStreamDestroy(lane->stream);
+  }
+  launcher_.reset();
+  if (empty_ != nullptr) cudaFree(empty_);
+}
+
+absl::StatusOr<std::shared_ptr<DeviceMemory>> CudaDevice::Map(const RegionSpec& spec, UniqueFd fd) {
+  cudaSetDevice(device_);
+  if (spec.kind == RegionKind::kTensor) {
+    return GpuMemory::Import(driver_, device_, spec.byte_size, std::move(fd));
+  }
+  return HostMemory::Open(spec, std::move(fd));
+}
+
+absl::StatusOr<Allocation> CudaDevice::Allocate(uint64_t byte_size) {
+  cudaSetDevice(device_);
+  absl::StatusOr<std::shared_ptr<GpuMemory>> memory = GpuMemory::Allocate(driver_, device_, byte_size);
+  if (absl::IsResourceExhausted(memory.status())) {
+    // Scratch that no batch uses goes first.
+    cudaMemPool_t pool = nullptr;
+    if (cudaDeviceGetDefaultMemPool(&pool, device_) == cudaSuccess) cudaMemPoolTrimTo(pool, 0);
+    memory = GpuMemory::Allocate(driver_, device_, byte_size);
+  }
+  if (!memory.ok()) return memory.status();
+  absl::StatusOr<UniqueFd> fd = (*memory)->Export();
+  if (!fd.ok()) return fd.status();
+  return Allocation{*std::move(memory), *std::move(fd)};
+}
+
+absl::StatusOr<PrepareResult> CudaDevice::Prepare(const PrepareShape& shape) {
+  cudaSetDevice(device_);
+  PrepareResult result;
+  if (shape.op == Op::kQuantize || shape.op == Op::kCopy) return PrepareResult{1, 0};  // Ready since Open.
+  const std::vector<int64_t> all_m = {1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096};
+  for (const int64_t m : shape.m > 0 ? std::vector<int64_t>{shape.m} : all_m) {
+    GemmShape gemm;
+    gemm.scaling = shape.scaling == Scaling::kNone   ? KernelScaling::kBf16
+                   : shape.scaling == Scaling::k1D1D ? KernelScaling::kRowRow
+                                                     : KernelScaling::kRowBlock;
+    gemm.output = shape.d_dtype == DType::kF32 ? KernelOutput::kF32 : KernelOutput::kBf16;
+    gemm.grouping = shape.op == Op::kDense      ? Grouping::kDense
+                    : shape.op == Op::kKGrouped ? Grouping::kDepth
+                                                : Grouping::kRows;
+    gemm.n = shape.n;
+    gemm.k = shape.k;
+    const int64_t groups = std::max<int64_t>(shape.op == Op::kDense ? 1 : shape.groups, 1);
+    // m rows in all are spread over the groups of a contiguous product; the others have m each.
+    const int64_t rows = shape.op == Op::kMGroupedContiguous ? std::max<int64_t>(m / groups, 1) : m;
+    gemm.rows.assign(static_cast<size_t>(groups), rows);
+    absl::StatusOr<bool> made = launcher_->Prepare(SelectConfig(gemm, launcher_->sms()).traits);
+    if (!made.ok()) return made.status();
+    ++result.kernels_ready;
+    result.kernels_compiled += *made;
+  }
+  return result;
+}
+
+CudaDevice::Lane* CudaDevice::TakeLane() {
+  absl::MutexLock lock(&mutex_);
+  Lane* free = nullptr;
+  const auto find = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    for (const std::unique_ptr<Lane>& lane : lanes_) {
+      if (!lane->busy) free = lane.get();
+    }
+    return free != nullptr;
+  };
+  mutex_.Await(absl::Condition(&find));
+  free->busy = true;
+  ++unfinished_;
+  return free;
+}
+
+void CudaDevice::Submit(Batch batch, BatchDone done) {
+  Lane* lane = TakeLane();
+  cudaSetDevice(device_);
+  BatchResult result;
+  result.launched_ns = NowNanos();
+  for (const absl::Status& status : batches_->Launch(batch, lane->stream)) result.reasons.push_back(ReasonOf(status));
+  const cudaError_t error = cudaEventRecord(lane->finished, lane->stream);
+  if (error != cudaSuccess) NoteFailure(error);
+  absl::MutexLock lock(&mutex_);
+  lane->batch = std::move(batch);
+  lane->done = std::move(done);
+  lane->result = std::move(result);
+  lane->started = true;
+}
+
+void CudaDevice::RunLane(Lane* lane) {
+  cudaSetDevice(device_);
+  const auto ready = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return lane->started || stopping_; };
+  while (true) {
+    {
+      absl::MutexLock lock(&mutex_);
+      mutex_.Await(absl::Condition(&ready));
+      if (!lane->started) return;
+    }
+    const cudaError_t error = cudaEventSynchronize(lane->finished);
+    BatchResult result = std::move(lane->result);
+    if (error != cudaSuccess) {
+      NoteFailure(error);
+      for (Reason& reason : result.reasons) reason = {JobField::kDevice, Rule::kDeviceFailed, {}, 0, 0, error};
+    }
+    result.finished_ns = NowNanos();
+    Batch batch = std::move(lane->batch);
+    BatchDone done = std::move(lane->done);
+    {
+      // Before `done`, which may submit the next batch.
+      absl::MutexLock lock(&mutex_);
+      lane->started = false;
+      lane->busy = false;
+    }
+    done(std::move(batch), std::move(result));
+    absl::MutexLock lock(&mutex_);
+    --unfinished_;
+  }
+}
+
+void CudaDevice::NoteFailure(cudaError_t error) {
+  absl::MutexLock lock(&mutex_);
+  if (health_.ok() && IsSticky(error)) health_ = CudaStatus(error, "running a batch");
+}
+
+void CudaDevice::Wait() {
+  absl::MutexLock lock(&mutex_);
+  mutex_.Await(absl::Condition(
+      +[](int* unfinished) { return *unfinished == 0; }, &unfinished_));
+}
+
+absl::Status CudaDevice::Healthy() const {
+  absl::MutexLock lock(&mutex_);
+  return health_;
+}
+
+uint64_t CudaDevice::PredictNanos(const Gemm& gemm) const {
+  double gpu_bytes = 0;
+  double host_bytes = 0;
+  for (const Operand& operand : gemm.operands) {
+    if (!operand.present()) continue;
+    double bytes = static_cast<double>(ByteSize(operand.dtype));
+    for (int i = 0; i < operand.rank; ++i) bytes *= static_cast<double>(operand.shape[static_cast<size_t>(i)]);
+    (static_cast<const CudaMemory&>(*operand.memory).on_gpu() ? gpu_bytes : host_bytes) += bytes;
+  }
+  const double flops =
+      gemm.n == 0 ? 0
+                  : 2.0 * static_cast<double>(RowsOf(gemm)) * static_cast<double>(gemm.n) * static_cast<double>(gemm.k);
+  return static_cast<uint64_t>(kLaunchNanos + std::max(flops / kFlopsPerNano, gpu_bytes / kBytesPerNano) +
+                               host_bytes / kHostBytesPerNano);
+}
+
+}  // namespace gemmd

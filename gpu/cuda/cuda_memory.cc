@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gpu/cuda/cuda_memory.h"
+
+#include "gpu/cuda_status.h"
+
+#include "absl/strings/str_cat.h"
+#include <cuda_runtime_api.h>
+
+#include <cerrno>
+#include <cstring>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <utility>
+
+namespace gemmd {
+namespace {
+
+CUmemAllocationProp PropertiesFor(int device) {
+  CUmemAllocationProp properties = {};
+  properties.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+  properties.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+  properties.location.id = device;
+  properties.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+  return properties;
+}
+
+// Physical memory comes in whole granules (2 MiB).
+absl::StatusOr<uint64_t> RoundToGranule(const Driver& driver, int device, uint64_t byte_size) {
+  const CUmemAllocationProp properties = PropertiesFor(device);
+  size_t granule = 0;
+  const CUresult result = driver.mem_granularity(&granule, &properties, CU_MEM_ALLOC_GRANULARITY_MINIMUM);
+  if (absl::Status status = CudaStatus(result, "allocation granularity"); !status.ok()) return status;
+  return (byte_size + granule - 1) / granule * granule;
+}
+
+absl::Status CheckUnsealed(int fd, uint64_t byte_size) {
+  struct stat status {};
+  if (fstat(fd, &status) != 0) return absl::ErrnoToStatus(errno, "descriptor: fstat");
+  if (!S_ISREG(status.st_mode)) {
+    return absl::InvalidArgumentError("descriptor: expected shared memory, got another type of file");
+  }
+  if (static_cast<uint64_t>(status.st_size) < byte_size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("descriptor: expected at least ", byte_size, " bytes, got ", status.st_size));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CudaMemory::CheckRange(uint64_t offset, uint64_t byte_size) const {
+  if (byte_size <= byte_size_ && offset <= byte_size_ - byte_size) return absl::OkStatus();
+  return absl::OutOfRangeError(absl::StrCat("region: expected at most ", byte_size_, " bytes"));
+}
+
+HostMemory::HostMemory(uint64_t byte_size, SharedMapping mapping, UniqueFd fd)
+    : CudaMemory(byte_size, false), mapping_(std::move(mapping)), fd_(std::move(fd)) {
+  address_ = reinterpret_cast<char*>(mapping_.data());
+}
+
+absl::StatusOr<std::shared_ptr<HostMemory>> HostMemory::Open(const RegionSpec& spec, UniqueFd fd) {
+  if (spec.byte_size == 0) return absl::InvalidArgumentError("region: expected at least 1 byte, got 0");
+  const bool sealed = spec.kind != RegionKind::kSharedMemory;
+  absl::Status status = sealed ? CheckSealedMemory(fd.get(), spec.byte_size) : CheckUnsealed(fd.get(), spec.byte_size);
+  if (!status.ok()) return status;
+  absl::StatusOr<SharedMapping> mapping = SharedMapping::Map(fd.get(), spec.byte_size, spec.access);
+  if (!mapping.ok()) return mapping.status();
+  std::shared_ptr<HostMemory> memory(
+      new HostMemory(spec.byte_size, *std::move(mapping), sealed ? UniqueFd() : std::move(fd)));
+  unsigned flags = cudaHostRegisterPortable;
+  if (spec.access == Access::kReadOnly) flags |= cudaHostRegisterReadOnly;
+  const cudaError_t error = cudaHostRegister(memory->address_, spec.byte_size, flags);
+  memory->locked_ = error == cudaSuccess;
+  if (memory->locked_) return memory;
+  cudaGetLastError();  // Not sticky; the next call must not report it.
+  // Copies from pageable memory are slower but right. They read the mapping with the CPU, which an unsealed object that
+  // was truncated would answer with SIGBUS.
+  if (sealed && !IsSticky(error)) return memory;
+  return absl::ResourceExhaustedError(
+      absl::StrCat("region: page-locking ", spec.byte_size, " bytes: ", cudaGetErrorName(error)));
+}
+
+HostMemory::~HostMemory() {
+  if (locked_) cudaHostUnregister(address_);
+}
+
+absl::Status HostMemory::CheckStillThere() const {
+  if (!fd_.valid()) return absl::OkStatus();
+  struct stat status {};
+  if (fstat(fd_.get(), &status) != 0) return absl::ErrnoToStatus(errno, "descriptor: fstat");
+  if (static_cast<uint64_t>(status.st_size) >= byte_size()) return absl::OkStatus();
+  return absl::OutOfRangeError("region: the shared-memory object became smaller than it was registered");
+}
+
+absl::Status HostMemory::ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const {
+  if (absl::Status status = CheckRange(offset, byte_size); !status.ok()) return status;
+  if (!fd_.valid()) {
+    std::memcpy(destination, address_ + offset, byte_size);
+    return absl::OkStatus();
+  }
+  char* out = static_cast<char*>(destination);
+  while (byte_size > 0) {
+    const ssize_t count = pread(fd_.get(), out, byte_size, static_cast<off_t>(offset));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return absl::ErrnoToStatus(errno, "region: pread");
+    if (count == 0) {
+      return absl::OutOfRangeError("region: the shared-memory object became smaller than it was registered");
+    }
+    out += count;
+    offset += static_cast<uint64_t>(count);
+    byte_size -= static_cast<uint64_t>(count);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<GpuMemory>> GpuMemory::Allocate(const Driver& driver, int device, uint64_t byte_size) {
+  absl::StatusOr<uint64_t> bytes = RoundToGranule(driver, device, byte_size);
+  if (!bytes.ok()) return bytes.status();
+  std::shared_ptr<GpuMemory> memory(new GpuMemory(driver, byte_size));
+  const CUmemAllocationProp properties = PropertiesFor(device);
+  absl::Status status =
+      CudaStatus(driver.mem_create(&memory->handle_, *bytes, &properties, 0), "allocating GPU memory");
+  if (!status.ok()) return status;
+  memory->has_handle_ = true;
+  if (status = memory->MapHandle(device, *bytes); !status.ok()) return status;
+  status = CudaStatus(cudaMemset(memory->address_, 0, *bytes), "clearing GPU memory");
+  if (status.ok()) status = CudaStatus(cudaStreamSynchronize(nullptr), "clearing GPU memory");
+  if (!status.ok()) return status;
+  return memory;
+}
+
+absl::StatusOr<std::shared_ptr<GpuMemory>> GpuMemory::Import(const Driver& driver, int device, uint64_t byte_size,
+                                                             UniqueFd fd) {
+  absl::StatusOr<uint64_t> bytes = RoundToGranule(driver, device, byte_size);
+  if (!bytes.ok()) return bytes.status();
+  std::shared_ptr<GpuMemory> memory(new GpuMemory(driver, byte_size));
+  void* descriptor = reinterpret_cast<void*>(static_cast<intptr_t>(fd.get()));
+  const CUresult result = driver.mem_import(&memory->handle_, descriptor, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+  if (absl::Status status = CudaStatus(result, "importing GPU memory"); !status.ok()) {
+    return absl::InvalidArgumentError(status.message());
+  }
+  memory->has_handle_ = true;
+  if (absl::Status status = memory->MapHandle(device, *bytes); !status.ok()) return status;
+  return memory;
+}
+
+absl::Status GpuMemory::MapHandle(int device, uint64_t mapped_bytes) {
+  CUdeviceptr address = 0;
+  absl::Status status = CudaStatus(driver_.mem_address_reserve(&address, mapped_bytes, 0, 0, 0), "reserving addresses");
+  if (!status.ok()) return status;
+  address_ = reinterpret_cast<char*>(address);
+  reserved_bytes_ = mapped_bytes;
+  if (status = CudaStatus(driver_.mem_map(address, mapped_bytes, 0, handle_, 0), "mapping GPU memory"); !status.ok())
+    return status;
+  mapped_ = true;
+  CUmemAccessDesc access = {};
+  access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+  access.location.id = device;
+  access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+  return CudaStatus(driver_.mem_set_access(address, mapped_bytes, &access, 1), "opening GPU memory");
+}
+
+GpuMemory::~GpuMemory() {
+  const CUdeviceptr address = reinterpret_cast<CUdeviceptr>(address_);
+  if (mapped_) driver_.mem_unmap(address, reserved_bytes_);
+  if (reserved_bytes_ > 0) driver_.mem_address_free(address, reserved_bytes_);
+  if (has_handle_) driver_.mem_release(handle_);
+}
+
+absl::Status GpuMemory::ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const {
+  if (absl::Status status = CheckRange(offset, byte_size); !status.ok()) return status;
+  return CudaStatus(cudaMemcpy(destination, address_ + offset, byte_size, cudaMemcpyDeviceToHost),
+                    "reading GPU memory");
+}
+
+absl::StatusOr<UniqueFd> GpuMemory::Export() const {
+  int fd = -1;
+  const CUresult result = driver_.mem_export(&fd, handle_, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
+  if (absl::Status status = CudaStatus(result, "exporting GPU memory"); !status.ok()) return status;
+  return UniqueFd(fd);
+}
+
+}  // namespace gemmd

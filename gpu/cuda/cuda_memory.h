@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// Memory that the CUDA device reaches: host regions, page-locked for DMA, and allocations on the GPU that live as long
+// as somebody holds their descriptor. Each object belongs to one GPU. Any thread.
+#ifndef GEMMD_GPU_CUDA_CUDA_MEMORY_H_
+#define GEMMD_GPU_CUDA_CUDA_MEMORY_H_
+
+#include "gpu/cuda/driver.h"
+#include "gpu/device.h"
+#include "proto/shared_memory.h"
+#include "proto/unique_fd.h"
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+namespace gemmd {
+
+// A DeviceMemory with an address that kernels (on_gpu) or copies can use.
+class CudaMemory : public DeviceMemory {
+ public:
+  uint64_t byte_size() const override { return byte_size_; }
+  char* address() const { return address_; }
+  // OUT_OF_RANGE if the memory has become smaller than it was registered.
+  virtual absl::Status CheckStillThere() const { return absl::OkStatus(); }
+  bool on_gpu() const { return on_gpu_; }
+
+ protected:
+  CudaMemory(uint64_t byte_size, bool on_gpu) : byte_size_(byte_size), on_gpu_(on_gpu) {}
+
+  absl::Status CheckRange(uint64_t offset, uint64_t byte_size) const;
+
+  char* address_ = nullptr;
+
+ private:
+  uint64_t byte_size_;
+  bool on_gpu_;
+};
+
+// Shared memory of the host, mapped and page-locked. An unsealed object (RegionKind::kSharedMemory) may be truncated by
+// its owner: its pages stay while they are locked, so DMA is safe, but the mapping is never touched by this process.
+class HostMemory : public CudaMemory {
+ public:
+  // Errors: INVALID_ARGUMENT (not the right kind of descriptor, too short), RESOURCE_EXHAUSTED (no page-locked memory).
+  static absl::StatusOr<std::shared_ptr<HostMemory>> Open(const RegionSpec& spec, UniqueFd fd);
+  ~HostMemory() override;
+  absl::Status CheckStillThere() const override;
+  absl::Status ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const override;
+
+ private:
+  HostMemory(uint64_t byte_size, SharedMapping mapping, UniqueFd fd);
+
+  SharedMapping mapping_;
+  UniqueFd fd_;  // Unsealed objects only: small reads go through it.
+  bool locked_ = false;
+};
+
+// Memory of the GPU, made by the driver's virtual memory management so that a descriptor of it can leave the process.
+class GpuMemory : public CudaMemory {
+ public:
+  // Zeroed. Errors: RESOURCE_EXHAUSTED.
+  static absl::StatusOr<std::shared_ptr<GpuMemory>> Allocate(const Driver& driver, int device, uint64_t byte_size);
+
+  // Memory that another worker allocated with the same byte_size. Errors: INVALID_ARGUMENT, RESOURCE_EXHAUSTED.
+  static absl::StatusOr<std::shared_ptr<GpuMemory>> Import(const Driver& driver, int device, uint64_t byte_size,
+                                                           UniqueFd fd);
+
+  ~GpuMemory() override;
+  absl::Status ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const override;
+  absl::StatusOr<UniqueFd> Export() const;
+
+ private:
+  GpuMemory(const Driver& driver, uint64_t byte_size) : CudaMemory(byte_size, true), driver_(driver) {}
+  absl::Status MapHandle(int device, uint64_t mapped_bytes);
+
+  const Driver driver_;
+  CUmemGenericAllocationHandle handle_ = 0;
+  bool has_handle_ = false;
+  uint64_t reserved_bytes_ = 0;
+  bool mapped_ = false;
+};
+
+}  // namespace gemmd
+
+#endif  // GEMMD_GPU_CUDA_CUDA_MEMORY_H_

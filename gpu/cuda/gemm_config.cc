@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gpu/cuda/gemm_config.h"
+
+#include "gpu/cuda/tuning_table.h"
+
+#include "absl/strings/str_cat.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace gemmd {
+namespace {
+
+constexpr int kMaxStages = 16;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// What the model assumes of the device and the kernels. Fitted to the times of every configuration over 62 shapes on an
+// H100 (README.md): choosing by it costs 2.0 % on average over choosing by measurement.
+struct Model {
+  double clocks_per_ns = 1.67;
+  double memory_bytes_per_ns = 2595;
+  double l2_bytes_per_clock = 40.8;  // What one SM can load.
+  double serial_wait_clocks = 109;   // Between a slab's products and its promotion, where nothing overlaps.
+  double chain_clocks = 214;         // The shortest k-block.
+  double swapped_chain_clocks = 60;  // The same with few columns.
+  double tile_clocks = 1296;         // Epilogue of a 128x128 tile, beyond what overlaps.
+  double launch_ns = 1911;           // Launch, barriers, first loads, drain.
+  double cluster_ns = 2285;          // Starting and ending together.
+  double cluster_block_clocks = 53;  // Waiting for the peer at each k-block.
+  double promotion_clocks = 2.0;     // Per column and row pair of promotion.
+  double crossing = 3.0;             // Promotion of tiles that select each octet's scale at run time, relative.
+  double serial_products = 1.03;     // Two warpgroups that drift do not take turns perfectly.
+  double overlap = 0.2;              // Share of the shorter of compute and memory time that is not hidden.
+  double few_rows = 0.06;            // Of memory time, for tiles that suit few rows badly.
+};
+constexpr Model kModel;
+
+// Clocks of one tile's k-block.
+double BlockClocks(const GemmTraits& t) {
+  // m64nNk32: N / 2 clocks of the SM's tensor cores; BF16 needs as many for half the K, of which a k-block holds 64.
+  const double slab_products = 2.0 * t.column_side();
+  const double slabs = static_cast<double>(t.slab_side()) / kSlabRows;
+  const double products = slabs * 2.0 * std::max(t.column_side(), 16);
+  const double loads = (static_cast<double>(t.a_stage_bytes()) / t.cluster_n() +
+                        static_cast<double>(t.b_stage_bytes()) / t.cluster_m()) /
+                       kModel.l2_bytes_per_clock;
+  const bool overlapped = !t.scaled() || (t.slabs() == 1 && t.column_side() <= 128);
+  double promotion = 0;
+  if (t.scaled()) {
+    const bool factor_per_column = t.swap || t.scaling == KernelScaling::kRowRow;
+    const bool crosses =
+        !t.swap && t.scaling == KernelScaling::kRowBlock && 128 % t.block_n != 0 && t.block_n % 32 != 0;
+    promotion = t.column_side() / 2.0 * (factor_per_column ? 2.0 : 1.0) * (crosses ? kModel.crossing : 1.0) *
+                kModel.promotion_clocks;
+  }
+  double chain = 0;
+  if (overlapped) {
+    const double alone = t.math_warpgroups() == 1 ? 0.35 * promotion : 0;
+    chain = std::max(t.swap ? kModel.swapped_chain_clocks : kModel.chain_clocks,
+                     std::max(promotion, slab_products) + alone);
+  } else {
+    chain = t.slabs() * (slab_products + promotion + kModel.serial_wait_clocks);
+  }
+  return std::max({products * (overlapped || t.slabs() == 1 ? 1.0 : kModel.serial_products), loads, chain}) +
+         (t.cluster() > 1 ? kModel.cluster_block_clocks : 0);
+}
+
+}  // namespace
+
+GemmTraits TraitsOf(const TileChoice& tile, KernelScaling scaling, KernelOutput output, Grouping grouping) {
+  GemmTraits traits{};
+  traits.block_m = tile.block_m;
+  traits.block_n = tile.block_n;
+  traits.multicast = tile.multicast;
+  traits.swap = tile.swap;
+  traits.scaling = scaling;
+  traits.output = output;
+  traits.max_segments = grouping == Grouping::kDense  ? 1
+                        : grouping == Grouping::kRows ? kMaxRowSegments
+                                                      : kMaxDepthSegments;
+  traits.map_pairs = grouping == Grouping::kDepth ? kMaxDepthSegments : 1;
+  // Four stages hide the latency of memory behind one tile's products; more staging buffers than that comes second.
+  const int boxes = traits.boxes_per_slab() * traits.slabs();
+  for (int buffers = std::min(boxes, traits.slabs() > 1 ? 4 : 2); buffers >= 1; --buffers) {
+    traits.store_buffers = buffers;
+    for (int stages = kMaxStages; stages >= 2; --stages) {
+      traits.stages = stages;
+      if (traits.shared_bytes() <= kSharedBytesLimit) break;
+    }
+    if (traits.stages >= 4) break;
+  }
+  return traits;
+}
+
+std::vector<TileChoice> Candidates(KernelScaling scaling, Grouping grouping) {
+  std::vector<TileChoice> tiles;
+  const auto add = [&](int block_m, int block_n, bool swap) {
+    for (const Multicast multicast : {Multicast::kNone, Multicast::kA, Multicast::kB}) {
+      // Neighbours along M may belong to different groups, or to the same few rows.
+      if (multicast == Multicast::kB && (swap || grouping != Grouping::kDense)) continue;
+      const TileChoice tile{block_m, block_n, swap, multicast};
+      if (TraitsOf(tile, scaling, KernelOutput::kBf16, grouping).legal()) tiles.push_back(tile);
+    }
+  };
+  const int widest = scaling == KernelScaling::kRowBlock ? 192 : scaling == KernelScaling::kRowRow ? 128 : 256;
+  for (const int block_n : {64, 96, 112, 128, 160, 192, 256}) {
+    if (block_n > widest) continue;
+    add(128, block_n, false);
+    if (block_n <= 128 && block_n >= 112 && scaling != KernelScaling::kRowRow) add(256, block_n, false);
+  }
+  for (const int block_m : {16, 32, 48, 64, 96, 128}) {
+    add(block_m, 64, true);
+    add(block_m, 128, true);
+  }
+  return tiles;
+}
+
+double PredictNanos(const GemmShape& shape, const GemmTraits& t, int sms) {
+  const int64_t columns = CeilDiv(shape.n, t.block_n * t.cluster_n());
+  int64_t clusters = 0;
+  double rows = 0;
+  for (const int64_t m : shape.rows) {
+    clusters += CeilDiv(m, t.block_m * t.cluster_m()) * columns;
+    rows += static_cast<double>(m);
+  }
+  const int64_t slots = sms / t.cluster();
+  const int64_t waves = CeilDiv(clusters, slots);
+  const double k_blocks = static_cast<double>(CeilDiv(shape.k, t.block_k()));
+  const double element = t.scaled() ? 1 : 2;
+  const double k = static_cast<double>(shape.k);
+  const double n = static_cast<double>(shape.n);
+  const double groups = static_cast<double>(shape.grouping == Grouping::kDense ? 1 : shape.rows.size());
+  const double bytes = rows * k * element + groups * n * k * element + rows * n * t.output_bytes();
+  const double epilogue = kModel.tile_clocks * (t.block_m * t.block_n / 16384.0 + 0.3);
+  const double busy = static_cast<double>(waves) * (k_blocks * BlockClocks(t) + epilogue) / kModel.clocks_per_ns;
+  const double memory = bytes / kModel.memory_bytes_per_ns;
+  // Few rows: best where they are the columns of WGMMA, and one tile holds them all, so that weights are read once.
+  const bool wasteful = shape.grouping == Grouping::kDense && !shape.rows.empty() && shape.rows[0] <= 128 &&
+                        (!t.swap || shape.rows[0] > t.block_m);
+  return kModel.launch_ns + (t.cluster() > 1 ? kModel.cluster_ns : 0) + (wasteful ? kModel.few_rows * memory : 0) +
+         std::max(busy, memory) + kModel.overlap * std::min(busy, memory);
+}
+
+int BandOf(const GemmTraits& traits, int sms) {
+  // The running rectangle loads band * block_m + (SMs / band) * block_n rows: smallest where both sides are equal.
+  const double tiles = static_cast<double>(sms) / traits.cluster();
+  const double m = traits.block_m * traits.cluster_m();
+  const double n = traits.block_n * traits.cluster_n();
+  return std::clamp(static_cast<int>(std::lround(std::sqrt(tiles * n / m))), 1, 64);
+}
+
+GemmConfig SelectConfig(const GemmShape& shape, int sms) {
+  GemmConfig best = FallbackConfig(shape);
+  if (const TileChoice* tile = FindTuned(shape, sms)) {
+    best.traits = TraitsOf(*tile, shape.scaling, shape.output, shape.grouping);
+    best.band = BandOf(best.traits, sms);
+    return best;
+  }
+  double best_ns = std::numeric_limits<double>::infinity();
+  for (const TileChoice& tile : Candidates(shape.scaling, shape.grouping)) {
+    const GemmTraits traits = TraitsOf(tile, shape.scaling, shape.output, shape.grouping);
+    if (!traits.legal()) continue;
+    const double ns = PredictNanos(shape, traits, sms);
+    if (ns < best_ns * 0.999) {
+      best_ns = ns;
+      best.traits = traits;
+    }
+  }
+  best.band = BandOf(best.traits, sms);
+  return best;
+}
+
+GemmConfig FallbackConfig(const GemmShape& shape) {
+  const TileChoice tile{128, 128, false, Multicast::kNone};
+  return {TraitsOf(tile, shape.scaling, shape.output, shape.grouping), 8};
+}
+
+std::string Describe(const GemmTraits& t) {
+  return absl::StrCat(t.block_m, "x", t.block_n, t.swap ? " swap" : "",
+                      t.multicast == Multicast::kA   ? " a2"
+                      : t.multicast == Multicast::kB ? " b2"
+                                                     : "",
+                      " s", t.stages);
+}
+
+std::string ExpressionOf(const GemmTraits& t) {
+  return absl::StrCat("gemmd::Gemm<gemmd::GemmTraits{", t.block_m, ", ", t.block_n, ", ", t.stages, ", ",
+                      t.store_buffers, ", (gemmd::Multicast)", static_cast<int>(t.multicast), ", ",
+                      t.swap ? "true" : "false", ", (gemmd::KernelScaling)", static_cast<int>(t.scaling),
+                      ", (gemmd::KernelOutput)", static_cast<int>(t.output), ", ", t.max_segments, ", ", t.map_pairs,
+                      "}>");
+}
+
+std::vector<GemmTraits> SelectableTraits() {
+  struct Kind {
+    KernelScaling scaling;
+    KernelOutput output;
+    Grouping grouping;
+  };
+  std::vector<Kind> kinds;
+  for (const KernelScaling scaling : {KernelScaling::kRowBlock, KernelScaling::kRowRow, KernelScaling::kBf16}) {
+    for (const KernelOutput output : {KernelOutput::kBf16, KernelOutput::kF32, KernelOutput::kF32Add}) {
+      kinds.push_back({scaling, output, Grouping::kDense});
+    }
+  }
+  kinds.push_back({KernelScaling::kRowBlock, KernelOutput::kBf16, Grouping::kRows});
+  kinds.push_back({KernelScaling::kBf16, KernelOutput::kBf16, Grouping::kRows});
+  kinds.push_back({KernelScaling::kBf16, KernelOutput::kF32, Grouping::kRows});
+  for (const KernelOutput output : {KernelOutput::kF32, KernelOutput::kF32Add}) {
+    kinds.push_back({KernelScaling::kRowRow, output, Grouping::kDepth});
+    kinds.push_back({KernelScaling::kBf16, output, Grouping::kDepth});
+  }
+  std::vector<GemmTraits> all;
+  for (const Kind& kind : kinds) {
+    for (const TileChoice& tile : Candidates(kind.scaling, kind.grouping)) {
+      const GemmTraits traits = TraitsOf(tile, kind.scaling, kind.output, kind.grouping);
+      if (traits.legal()) all.push_back(traits);
+    }
+  }
+  return all;
+}
+
+}  // namespace gemmd

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// Launches GEMM and quantize kernels on a stream: chooses the configuration, finds or compiles the kernel, makes the
+// tensor maps, launches. Everything that can be kept between launches is kept. One thread at a time, except Prepare.
+#ifndef GEMMD_GPU_CUDA_GEMM_LAUNCHER_H_
+#define GEMMD_GPU_CUDA_GEMM_LAUNCHER_H_
+
+#include "gpu/cuda/driver.h"
+#include "gpu/cuda/gemm_call.h"
+#include "gpu/cuda/gemm_config.h"
+#include "gpu/cuda/tensor_map.h"
+#include "gpu/jit/kernel_cache.h"
+#include "gpu/jit/nvrtc_compiler.h"
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace gemmd {
+
+enum class QuantizeInput { kBf16, kF32 };
+enum class QuantizeShape { kRow, kBlock };  // 1x128, 128x128.
+
+class GemmLauncher {
+ public:
+  struct Options {
+    std::string cache_directory;                 // Empty: kernels are kept in memory only.
+    uint64_t cache_bytes = uint64_t{256} << 20;  // A kernel is about 50 KiB; all that selection can give are 20 MiB.
+    KernelCache::Options compile;
+  };
+
+  // The current device. Errors: FAILED_PRECONDITION if it is not a Hopper GPU.
+  static absl::StatusOr<std::unique_ptr<GemmLauncher>> Create(const Options& options);
+  ~GemmLauncher();
+
+  // Starts the product. Its configuration is `config` if given (and is then waited for), else the selected one if its
+  // kernel is ready, else the fallback while the selected kernel compiles in the background.
+  absl::Status Launch(const GemmCall& call, cudaStream_t stream,
+                      const std::optional<GemmConfig>& config = std::nullopt);
+
+  absl::Status LaunchQuantize(const QuantizeArgs& args, QuantizeInput input, QuantizeShape shape, cudaStream_t stream);
+
+  // Compiles the kernels that must always be there. Waits.
+  absl::Status PrepareFallbacks();
+
+  // Compiles the kernel of a configuration; any thread. Returns whether it had to be made.
+  absl::StatusOr<bool> Prepare(const GemmTraits& traits);
+
+  // What Launch selects; for products with one segment it is remembered.
+  GemmConfig CachedConfigOf(const GemmCall& call);
+  GemmConfig ConfigOf(const GemmCall& call) const;
+
+  // The configuration that the latest Launch ran.
+  const GemmConfig& last_config() const { return last_config_; }
+
+  int sms() const { return sms_; }
+  KernelCache::Counts counts() const { return cache_->counts(); }
+
+ private:
+  // A kernel in the GPU's memory; stays as long as the launcher.
+  struct LoadedKernel {
+    cudaLibrary_t library = nullptr;
+    const void* function = nullptr;
+  };
+
+  // What selection depends on for products with one segment.
+  struct DenseKey {
+    KernelScaling scaling;
+    KernelOutput output;
+    int64_t m;
+    int64_t n;
+    int64_t k;
+    bool operator==(const DenseKey&) const = default;
+    template <typename H>
+    friend H AbslHashValue(H h, const DenseKey& key) {
+      return H::combine(std::move(h), key.scaling, key.output, key.m, key.n, key.k);
+    }
+  };
+
+  GemmLauncher(const Driver& driver, int sms);
+
+  // The kernel if it is loaded, else null.
+  const void* FindLoaded(const GemmTraits& traits);
+  absl::StatusOr<const void*> Load(const GemmTraits& traits, const CompiledKernel& kernel);
+  absl::StatusOr<const void*> LoadNow(const GemmTraits& traits);
+  absl::StatusOr<const void*> FunctionFor(GemmConfig* config, const GemmConfig& fallback);
+  absl::StatusOr<const void*> QuantizeFunction(QuantizeInput input, QuantizeShape shape);
+
+  template <int kMaxSegments, int kMapPairs>
+  absl::Status LaunchSegments(const GemmCall& call, const GemmConfig& config, const void* function, size_t first,
+                              size_t count, cudaStream_t stream);
+
+  const Driver driver_;
+  const int sms_;
+  TensorMapCache maps_;
+  std::unique_ptr<NvrtcCompiler> compiler_;
+  std::unique_ptr<KernelCache> cache_;
+  absl::flat_hash_map<DenseKey, GemmConfig> dense_configs_;
+  GemmConfig last_config_;
+  absl::Mutex mutex_;
+  absl::flat_hash_map<GemmTraits, LoadedKernel> loaded_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<int, LoadedKernel> quantize_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace gemmd
+
+#endif  // GEMMD_GPU_CUDA_GEMM_LAUNCHER_H_

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// Operands on the GPU for the jobs of one batch: those that already are there as they are, others as packed copies that
+// the batch's stream makes before its kernels and brings back after them. Worker's loop only.
+#ifndef GEMMD_GPU_CUDA_STAGING_H_
+#define GEMMD_GPU_CUDA_STAGING_H_
+
+#include "gpu/job.h"
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+namespace gemmd {
+
+// A strided window in GPU memory; like Operand, but with an address.
+struct GpuWindow {
+  char* data = nullptr;
+  int rank = 0;
+  int64_t element_bytes = 1;
+  std::array<int64_t, kMaxRank> shape{};
+  std::array<int64_t, kMaxRank> strides{};  // Elements.
+};
+
+class Staging {
+ public:
+  // `empty`: an address on 256 bytes for operands without elements.
+  Staging(cudaStream_t stream, void* empty) : stream_(stream), empty_(static_cast<char*>(empty)) {}
+  // Frees, in the stream's order, what Allocate gave.
+  ~Staging();
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
+
+  // Errors: RESOURCE_EXHAUSTED.
+  absl::StatusOr<char*> Allocate(int64_t byte_size);
+
+  // The operand on the GPU, with its contents.
+  absl::StatusOr<GpuWindow> Input(const Operand& operand);
+
+  // The operand on the GPU, without its contents. What was written must be brought back with Return.
+  absl::StatusOr<GpuWindow> Output(const Operand& operand);
+
+  // Copies rows [begin, end) of matrix `batch` of the window to the operand, if they are not there already. Matrices of
+  // rank 2 have batch 0.
+  absl::Status Return(const GpuWindow& window, const Operand& operand, int64_t batch, int64_t begin, int64_t end);
+
+ private:
+  absl::StatusOr<GpuWindow> Packed(const Operand& operand);
+
+  cudaStream_t stream_;
+  char* empty_;
+  std::vector<void*> allocations_;
+};
+
+}  // namespace gemmd
+
+#endif  // GEMMD_GPU_CUDA_STAGING_H_

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// The seam between the worker and what computes: CpuDevice, CudaDevice and, in tests, FakeDevice. The worker owns one
+// device and calls it from its own threads as said at each function; nothing above this line knows CUDA or BLAS.
+#ifndef GEMMD_GPU_DEVICE_H_
+#define GEMMD_GPU_DEVICE_H_
+
+#include "gpu/job.h"
+#include "proto/control.h"
+#include "proto/unique_fd.h"
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace gemmd {
+
+// Memory that a device can reach: a mapped region or a tensor. Destroying it unmaps it; jobs hold it by shared_ptr, so
+// that nothing is unmapped under a running kernel.
+class DeviceMemory {
+ public:
+  virtual ~DeviceMemory() = default;
+  virtual uint64_t byte_size() const = 0;
+  // Copies [offset, offset + byte_size) to host memory, for small arrays that the job check reads (groups).
+  // Errors: OUT_OF_RANGE if the memory is no longer there (a shared-memory object was truncated).
+  virtual absl::Status ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const = 0;
+};
+
+struct RegionSpec {
+  RegionKind kind = RegionKind::kHost;
+  Access access = Access::kReadWrite;
+  uint64_t byte_size = 0;
+};
+
+struct Allocation {
+  std::shared_ptr<DeviceMemory> memory;
+  UniqueFd fd;  // Keeps the memory alive without this process; Map of another worker accepts it as kTensor.
+};
+
+struct DeviceTraits {
+  std::string device;  // GPU UUID, or "cpu".
+  std::string name;    // For people.
+  uint64_t memory_bytes = 0;
+  uint32_t cores = 0;
+  int max_batches_in_flight = 1;  // Submit may be called again before the previous batch is done, up to this many.
+};
+
+struct PrepareResult {
+  uint32_t kernels_ready = 0;
+  uint32_t kernels_compiled = 0;
+};
+
+// How one batch went. `reasons[i]` belongs to jobs[i]; Rule::kNone is success.
+struct BatchResult {
+  std::vector<Reason> reasons;
+  uint64_t launched_ns = 0;  // CLOCK_MONOTONIC.
+  uint64_t finished_ns = 0;
+};
+using BatchDone = std::function<void(Batch, BatchResult)>;
+
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  virtual const DeviceTraits& traits() const = 0;
+
+  // Imports a region. Any thread. Errors: INVALID_ARGUMENT (unsealed, too short, wrong type of descriptor),
+  // RESOURCE_EXHAUSTED.
+  virtual absl::StatusOr<std::shared_ptr<DeviceMemory>> Map(const RegionSpec& spec, UniqueFd fd) = 0;
+
+  // Allocates zeroed memory for a resident tensor. Any thread. Errors: RESOURCE_EXHAUSTED.
+  virtual absl::StatusOr<Allocation> Allocate(uint64_t byte_size) = 0;
+
+  // Makes the kernels of a shape ready; waits until they are. Any thread but the worker's loop.
+  virtual absl::StatusOr<PrepareResult> Prepare(const PrepareShape& shape) = 0;
+
+  // Starts a batch. Worker's loop only, at most traits().max_batches_in_flight unfinished. `done` is called exactly
+  // once, from any thread, possibly before Submit returns (small batches may be computed right here).
+  virtual void Submit(Batch batch, BatchDone done) = 0;
+
+  // Returns when every submitted batch is done.
+  virtual void Wait() = 0;
+
+  // Predicted time of a batch of one on an idle device, in nanoseconds; for scheduling. Worker's loop only.
+  virtual uint64_t PredictNanos(const Gemm& gemm) const = 0;
+
+  // Not OK once a failure is beyond repair inside this process: the worker must exit (kExitDeviceFault).
+  virtual absl::Status Healthy() const = 0;
+};
+
+}  // namespace gemmd
+
+#endif  // GEMMD_GPU_DEVICE_H_

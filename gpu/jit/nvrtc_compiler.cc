@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gpu/jit/nvrtc_compiler.h"
+
+#include "absl/status/status.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include <nvrtc.h>
+
+#include <memory>
+#include <utility>
+
+namespace gemmd {
+namespace {
+
+constexpr char kArch[] = "sm_90a";  // "a": WGMMA and setmaxnreg exist only in the architecture-specific target.
+
+// Options that change code. register-usage-level 10 lets the assembler use every register that the launch bounds allow.
+constexpr const char* kCodeOptions[] = {"--std=c++20", "-default-device", "--ptxas-options=--register-usage-level=10"};
+constexpr char kReportOption[] = "--ptxas-options=-v";
+
+struct DestroyProgram {
+  void operator()(nvrtcProgram program) const { nvrtcDestroyProgram(&program); }
+};
+using Program = std::unique_ptr<std::remove_pointer_t<nvrtcProgram>, DestroyProgram>;
+
+absl::Status NvrtcStatus(nvrtcResult result, absl::string_view what) {
+  if (result == NVRTC_SUCCESS) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat(what, ": ", nvrtcGetErrorString(result)));
+}
+
+std::string CompilerName() {
+  int major = 0;
+  int minor = 0;
+  nvrtcVersion(&major, &minor);
+  std::string name = absl::StrCat("NVRTC ", major, ".", minor);
+  for (const char* option : kCodeOptions) absl::StrAppend(&name, " ", option);
+  return name;
+}
+
+std::string LogOf(nvrtcProgram program) {
+  size_t size = 0;
+  if (nvrtcGetProgramLogSize(program, &size) != NVRTC_SUCCESS || size < 2) return {};
+  std::string log(size, '\0');
+  nvrtcGetProgramLog(program, log.data());
+  log.resize(size - 1);
+  return log;
+}
+
+// The line that people look for first.
+std::string FirstError(const std::string& log) {
+  for (const absl::string_view line : absl::StrSplit(log, '\n')) {
+    if (absl::StrContains(line, "error")) return std::string(line);
+  }
+  return "no error line in the log";
+}
+
+absl::StatusOr<Program> CreateProgram(const std::string& text, absl::Span<const KernelSource> sources) {
+  std::vector<const char*> names;
+  std::vector<const char*> texts;
+  for (const KernelSource& source : sources) {
+    names.push_back(source.name);
+    texts.push_back(source.text);
+  }
+  nvrtcProgram program = nullptr;
+  const nvrtcResult result = nvrtcCreateProgram(&program, text.c_str(), "gemmd_kernels.cu",
+                                                static_cast<int>(names.size()), texts.data(), names.data());
+  if (absl::Status status = NvrtcStatus(result, "nvrtcCreateProgram"); !status.ok()) return status;
+  return Program(program);
+}
+
+}  // namespace
+
+NvrtcCompiler::NvrtcCompiler(absl::Span<const KernelSource> sources, std::vector<std::string> main_sources)
+    : sources_(sources), compiler_(CompilerName()) {
+  for (const std::string& name : main_sources) absl::StrAppend(&program_, "#include \"", name, "\"\n");
+  std::string all = program_;
+  for (const KernelSource& source : sources) absl::StrAppend(&all, source.name, "\n", source.text, "\n");
+  digest_ = DigestOf(all);
+}
+
+KernelKey NvrtcCompiler::KeyOf(absl::string_view expression) const {
+  return {std::string(expression), kArch, compiler_, digest_};
+}
+
+absl::StatusOr<CompiledKernel> NvrtcCompiler::Compile(const KernelKey& key, std::string* log) const {
+  absl::StatusOr<Program> program = CreateProgram(program_, sources_);
+  if (!program.ok()) return program.status();
+  if (absl::Status status = NvrtcStatus(nvrtcAddNameExpression(program->get(), key.expression.c_str()), key.expression);
+      !status.ok()) {
+    return status;
+  }
+  const std::string arch = absl::StrCat("--gpu-architecture=", key.arch);
+  std::vector<const char*> options(std::begin(kCodeOptions), std::end(kCodeOptions));
+  options.push_back(arch.c_str());
+  options.push_back(kReportOption);
+  const nvrtcResult result = nvrtcCompileProgram(program->get(), static_cast<int>(options.size()), options.data());
+  const std::string text = LogOf(program->get());
+  if (log != nullptr) *log = text;
+  if (result != NVRTC_SUCCESS) {
+    return absl::InternalError(absl::StrCat("compiling ", key.expression, ": ", FirstError(text)));
+  }
+
+  CompiledKernel kernel;
+  const char* symbol = nullptr;
+  if (absl::Status status =
+          NvrtcStatus(nvrtcGetLoweredName(program->get(), key.expression.c_str(), &symbol), "nvrtcGetLoweredName");
+      !status.ok()) {
+    return status;
+  }
+  kernel.symbol = symbol;
+  size_t size = 0;
+  if (absl::Status status = NvrtcStatus(nvrtcGetCUBINSize(program->get(), &size), "nvrtcGetCUBINSize"); !status.ok()) {
+    return status;
+  }
+  kernel.cubin.resize(size);
+  if (absl::Status status = NvrtcStatus(nvrtcGetCUBIN(program->get(), kernel.cubin.data()), "nvrtcGetCUBIN");
+      !status.ok()) {
+    return status;
+  }
+  return kernel;
+}
+
+}  // namespace gemmd

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// Compiles one instantiation of the embedded kernel sources with NVRTC. Needs no driver and no GPU. Thread-safe: each
+// call has a program of its own.
+#ifndef GEMMD_GPU_JIT_NVRTC_COMPILER_H_
+#define GEMMD_GPU_JIT_NVRTC_COMPILER_H_
+
+#include "gpu/jit/kernel_key.h"
+#include "gpu/jit/kernel_source.h"
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+
+#include <string>
+#include <vector>
+
+namespace gemmd {
+
+struct CompiledKernel {
+  std::string symbol;  // The kernel's mangled name in the cubin.
+  std::string cubin;
+};
+
+class NvrtcCompiler {
+ public:
+  // `sources` must outlive the compiler; `main_sources` are the names of those that are included at the top.
+  NvrtcCompiler(absl::Span<const KernelSource> sources, std::vector<std::string> main_sources);
+
+  KernelKey KeyOf(absl::string_view expression) const;
+
+  // Errors: INTERNAL with the first line of the compiler's log, which `log` (if given) receives in full either way, the
+  // assembler's resource report included.
+  absl::StatusOr<CompiledKernel> Compile(const KernelKey& key, std::string* log = nullptr) const;
+
+ private:
+  absl::Span<const KernelSource> sources_;
+  std::string program_;
+  std::string compiler_;
+  Digest digest_;
+};
+
+}  // namespace gemmd
+
+#endif  // GEMMD_GPU_JIT_NVRTC_COMPILER_H_

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// The worker's loop: descriptors come from rings, are checked, wait in the batcher, go to the device as soon as it
+// takes them, and their completions go back. See "Life of a job" in gpu/README.md.
+#ifndef GEMMD_GPU_WORKER_H_
+#define GEMMD_GPU_WORKER_H_
+
+#include "gpu/batcher.h"
+#include "gpu/completion_sink.h"
+#include "gpu/device.h"
+#include "gpu/in_flight_outputs.h"
+#include "gpu/region_table.h"
+#include "proto/job.h"
+#include "proto/job_ring.h"
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace gemmd {
+
+// A futex wake costs about 13 us and a spinning reader reacts in under 1 us, while a tiny product takes a few: so the
+// loop spins for the pause that a client makes between two calls (a gRPC round trip, 60 to 90 us), then sleeps.
+inline constexpr uint64_t kDefaultSpinNanos = 100'000;
+
+struct WorkerOptions {
+  BatchLimits limits;
+  uint64_t spin_ns = kDefaultSpinNanos;  // After the latest job. 0 never spins; ignored on a machine with one core.
+};
+
+// One thread calls Run; AttachRing and Stop may be called from any. The device must outlive the worker, and must be
+// done with every batch (Device::Wait) before the worker is destroyed.
+class Worker {
+ public:
+  // Descriptors taken from one ring before the device is looked at again: a full ring must not keep an idle device
+  // waiting for hundreds of checks.
+  static constexpr int kMaxReadsPerTurn = 64;
+
+  Worker(Device& device, const RegionTable& regions, WorkerOptions options);
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
+
+  // Starts to serve the front end's ring. Errors: FAILED_PRECONDITION if there is one already.
+  absl::Status AttachRing(JobRing ring);
+
+  // Serves until Stop (returns 0), a device beyond repair (kExitDeviceFault, after the completions of what it failed)
+  // or a broken ring (kExitProtocolError).
+  int Run();
+
+  // Makes Run return. Waiting jobs are dropped: whoever asks for this has nobody left to answer.
+  void Stop();
+
+ private:
+  // Job::ring names one. Attached rings live as long as the worker, so that completions always have a place to go.
+  struct AttachedRing {
+    AttachedRing(uint64_t ring_id, JobRing memory);
+    const uint64_t id;
+    const JobRing ring;
+    SubmissionReader submissions;  // The loop's.
+    CompletionSink completions;
+  };
+
+  bool WaitForRing();
+  bool ReadRing(AttachedRing& ring);
+  void Accept(AttachedRing& ring, const JobDescriptor& descriptor);
+  void Cancel(const AttachedRing& ring, uint64_t job_id);
+  void ExpireJobs();
+  void SubmitBatches();
+  void OnDone(const Batch& batch, const BatchResult& result);
+  void Finish(const Job& job, const JobCompletion& completion);
+  void Wait(AttachedRing& ring);
+  bool DeviceHasRoom() const;
+
+  Device& device_;
+  const RegionTable& regions_;
+  const uint64_t spin_ns_;
+  Batcher batcher_;              // The loop's.
+  uint64_t last_job_ns_ = 0;     // The loop's.
+  bool ring_is_broken_ = false;  // The loop's.
+
+  std::atomic<bool> stopping_{false};
+  std::atomic<int> batches_in_flight_{0};
+  std::atomic<bool> waits_for_room_{false};  // The loop sleeps with jobs that the device could not take.
+  std::atomic<AttachedRing*> front_end_ring_{nullptr};
+
+  mutable absl::Mutex mutex_;
+  std::vector<std::unique_ptr<AttachedRing>> rings_ ABSL_GUARDED_BY(mutex_);
+  InFlightOutputs outputs_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace gemmd
+
+#endif  // GEMMD_GPU_WORKER_H_

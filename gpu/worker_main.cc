@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// gemmd-worker: runs the jobs of one device. gemmd starts it, hands it a control socket, and restarts it when it dies.
+#include "gpu/cpu/cpu_device.h"
+#ifdef GEMMD_WITH_CUDA
+#include "gpu/cuda/cuda_device.h"
+#endif
+#include "gpu/worker.h"
+#include "gpu/worker_process.h"
+#include "proto/control.h"
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/usage.h"
+#include "absl/flags/usage_config.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <utility>
+
+ABSL_FLAG(int, control_fd, -1, "Number of the inherited descriptor of the control socket. Set by gemmd.");
+ABSL_FLAG(std::string, device, "cpu", "Device to run on: cpu, or gpu:UUID.");
+ABSL_FLAG(int, threads, 0, "Threads of the CPU device; 0 means all cores that this process may use.");
+ABSL_FLAG(std::string, kernel_cache_dir, "",
+          "Folder for compiled GPU kernels, shared by all workers; empty keeps them in memory only.");
+ABSL_FLAG(bool, merging, true, "Let waiting jobs on the same weights share a launch.");
+ABSL_FLAG(uint32_t, spin_us, gemmd::kDefaultSpinNanos / 1000,
+          "Microseconds for which the loop spins after a job before it sleeps; 0 never spins. No effect on one core.");
+ABSL_FLAG(uint32_t, queue_limit, gemmd::BatchLimits{}.max_queued_jobs,
+          "Jobs that may wait; more are refused with RESOURCE_EXHAUSTED.");
+ABSL_FLAG(std::string, log_level, "info", "Least severe messages to log: trace, debug, info, warning, error, off.");
+
+namespace gemmd {
+namespace {
+
+constexpr char kUsage[] =
+    "Runs the jobs of one device for gemmd.\n\n"
+    "gemmd starts one worker per device by itself and hands it a control socket as --control_fd; there is no need to\n"
+    "start one by hand. Exit status: 0 when gemmd closed the socket, 40 device fault, 41 protocol error, 42 no such "
+    "device.";
+
+constexpr char kByHand[] =
+    "gemmd-worker: expected --control_fd, which gemmd sets when it starts its workers.\n"
+    "Start the daemon instead:  gemmd --workers=cpu   (gemmd --help, gemmd-worker --help)\n";
+
+constexpr int kExitUsage = 2;
+
+void ConfigureHelp() {
+  absl::FlagsUsageConfig config;
+  const auto is_ours = [](absl::string_view file) { return absl::EndsWith(file, "worker_main.cc"); };
+  config.contains_help_flags = is_ours;
+  config.contains_helpshort_flags = is_ours;
+  absl::SetFlagsUsageConfig(config);
+  absl::SetProgramUsageMessage(kUsage);
+}
+
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const std::string& name) {
+  if (name == "cpu") return CpuDevice::Open(CpuDeviceOptions{.threads = absl::GetFlag(FLAGS_threads)});
+  if (absl::StartsWith(name, "gpu:")) {
+#ifdef GEMMD_WITH_CUDA
+    CudaDeviceOptions options;
+    options.gpu = name.substr(4);
+    options.kernels.cache_directory = absl::GetFlag(FLAGS_kernel_cache_dir);
+    return CudaDevice::Open(options);
+#else
+    return absl::NotFoundError(absl::StrCat("--device=", name, ": built without the CUDA device"));
+#endif
+  }
+  return absl::InvalidArgumentError(absl::StrCat("--device: expected cpu or gpu:UUID, got \"", name, "\""));
+}
+
+int Main() {
+  // Standard output belongs to gemmd, which may be writing a table there.
+  spdlog::set_default_logger(spdlog::stderr_logger_mt("gemmd-worker"));
+  spdlog::set_level(spdlog::level::from_str(absl::GetFlag(FLAGS_log_level)));
+  if (absl::GetFlag(FLAGS_control_fd) < 0) {
+    std::fputs(kByHand, stderr);
+    return kExitUsage;
+  }
+  if (const absl::Status status = DieWithParent(); !status.ok()) return 0;
+  absl::StatusOr<UniqueFd> socket = TakeControlSocket(absl::GetFlag(FLAGS_control_fd));
+  if (!socket.ok()) {
+    spdlog::error("{}", socket.status().ToString());
+    return kExitUsage;
+  }
+  absl::StatusOr<std::unique_ptr<Device>> device = OpenDevice(absl::GetFlag(FLAGS_device));
+  if (!device.ok()) {
+    spdlog::error("{}", device.status().ToString());
+    return kExitNoDevice;
+  }
+  WorkerOptions options;
+  options.spin_ns = uint64_t{absl::GetFlag(FLAGS_spin_us)} * 1000;
+  options.limits.merging = absl::GetFlag(FLAGS_merging);
+  options.limits.max_queued_jobs = absl::GetFlag(FLAGS_queue_limit);
+  return RunWorkerProcess(**device, *std::move(socket), options);
+}
+
+}  // namespace
+}  // namespace gemmd
+
+int main(int argc, char** argv) {
+  gemmd::ConfigureHelp();
+  absl::ParseCommandLine(argc, argv);
+  return gemmd::Main();
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/admin_service.h"
+
+#include "server/convert.h"
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "spdlog/spdlog.h"
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+namespace gemmd {
+namespace {
+
+bool OnUnixSocket(const grpc::CallbackServerContext& context) { return absl::StartsWith(context.peer(), "unix:"); }
+
+grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext& context, const grpc::Status& status) {
+  grpc::ServerUnaryReactor* reactor = context.DefaultReactor();
+  reactor->Finish(status);
+  return reactor;
+}
+
+absl::StatusOr<PrepareShape> ToPrepareShape(const v1::WarmUpShape& shape) {
+  if (!v1::WarmUpShape::Op_IsValid(shape.op()) || shape.op() == v1::WarmUpShape::OP_UNSPECIFIED) {
+    return absl::InvalidArgumentError(absl::StrCat("op: expected an operation, got ", static_cast<int>(shape.op())));
+  }
+  if (!v1::Scaling_IsValid(shape.scaling())) return absl::InvalidArgumentError("scaling: expected a known value");
+  if (!v1::DType_IsValid(shape.d_dtype())) return absl::InvalidArgumentError("d_dtype: expected a known value");
+  if (shape.m() < 0 || shape.n() < 0 || shape.k() < 0 || shape.groups() < 0) {
+    return absl::InvalidArgumentError("m, n, k, groups: expected at least 0");
+  }
+  PrepareShape prepare;
+  // The operations of WarmUpShape have the numbers of gemmd::Op.
+  prepare.op = static_cast<Op>(shape.op());
+  prepare.scaling = static_cast<Scaling>(shape.scaling());
+  prepare.d_dtype = static_cast<DType>(shape.d_dtype());
+  prepare.m = shape.m();
+  prepare.n = shape.n();
+  prepare.k = shape.k();
+  prepare.groups = shape.groups();
+  return prepare;
+}
+static_assert(static_cast<int>(Op::kDense) == v1::WarmUpShape::DENSE &&
+              static_cast<int>(Op::kMGroupedContiguous) == v1::WarmUpShape::M_GROUPED_CONTIGUOUS &&
+              static_cast<int>(Op::kMGroupedMasked) == v1::WarmUpShape::M_GROUPED_MASKED &&
+              static_cast<int>(Op::kKGrouped) == v1::WarmUpShape::K_GROUPED);
+
+// One WarmUp: the shapes one after another, because each occupies the compiler anyway.
+class WarmUpReactor : public grpc::ServerUnaryReactor {
+ public:
+  WarmUpReactor(WorkerPool& pool, std::vector<PrepareShape> shapes, v1::WarmUpResponse& response)
+      : pool_(pool), shapes_(std::move(shapes)), response_(response), start_(absl::Now()) {
+    Next();
+  }
+
+  void OnDone() override { delete this; }
+
+ private:
+  void Next() {
+    if (next_ == shapes_.size()) return End(absl::OkStatus());
+    pool_.Prepare(shapes_[next_++], [this](absl::StatusOr<ControlReply> reply) {
+      if (!reply.ok()) return End(reply.status());
+      response_.set_kernels_ready(response_.kernels_ready() + reply->kernels_ready);
+      response_.set_kernels_compiled(response_.kernels_compiled() + reply->kernels_compiled);
+      Next();
+    });
+  }
+
+  void End(const absl::Status& status) {
+    response_.set_seconds(absl::ToDoubleSeconds(absl::Now() - start_));
+    Finish(ToGrpcStatus(status));
+  }
+
+  WorkerPool& pool_;
+  const std::vector<PrepareShape> shapes_;
+  v1::WarmUpResponse& response_;
+  const absl::Time start_;
+  size_t next_ = 0;
+};
+
+void Fill(const WorkerSnapshot& worker, bool merging, v1::WorkerInfo& info) {
+  info.set_device(worker.traits.device);
+  info.set_name(worker.traits.name);
+  info.set_state(static_cast<v1::WorkerInfo::State>(worker.state));
+  info.set_restarts(worker.restarts);
+  info.set_pid(worker.pid);
+  info.set_cores(worker.traits.cores);
+  info.set_memory_bytes(worker.traits.memory_bytes);
+  info.set_jobs_in_flight(worker.jobs_in_flight);
+  info.set_merging(merging);
+}
+static_assert(static_cast<int>(WorkerState::kStarting) == v1::WorkerInfo::STARTING &&
+              static_cast<int>(WorkerState::kReady) == v1::WorkerInfo::READY &&
+              static_cast<int>(WorkerState::kDead) == v1::WorkerInfo::DEAD &&
+              static_cast<int>(WorkerState::kQuarantined) == v1::WorkerInfo::QUARANTINED);
+
+}  // namespace
+
+AdminService::AdminService(AdminParts parts, AdminSettings settings)
+    : parts_(parts), settings_(std::move(settings)), start_time_unix_ns_(absl::ToUnixNanos(absl::Now())) {}
+
+grpc::Status AdminService::CheckAllowed(const grpc::CallbackServerContext& context) const {
+  if (settings_.admin_over_tcp || OnUnixSocket(context)) return grpc::Status::OK;
+  return ToGrpcStatus(absl::PermissionDeniedError("administration is taken on the Unix socket only"));
+}
+
+grpc::ServerUnaryReactor* AdminService::GetInfo(grpc::CallbackServerContext* context, const v1::GetInfoRequest*,
+                                                v1::ServerInfo* info) {
+  info->set_version(settings_.version);
+  info->set_start_time_unix_ns(start_time_unix_ns_);
+  info->set_draining(parts_.health.draining());
+  for (const WorkerSnapshot& worker : parts_.pool.Snapshot()) Fill(worker, settings_.merging, *info->add_workers());
+  info->set_max_message_bytes(settings_.max_message_bytes);
+  if (OnUnixSocket(*context)) info->set_broker_path(settings_.broker_path);
+  const SessionCounts sessions = parts_.sessions.Counts();
+  info->set_sessions(static_cast<uint32_t>(sessions.open_local + sessions.open_remote));
+  const RegionCounts regions = parts_.regions.Counts();
+  info->set_regions(regions.host + regions.shared_memory);
+  info->set_region_bytes(regions.host_bytes + regions.shared_memory_bytes);
+  const TensorCounts tensors = parts_.tensors.Counts();
+  info->set_tensors(tensors.private_tensors + tensors.shared_tensors);
+  info->set_tensor_bytes(tensors.bytes);
+  return FinishNow(*context, grpc::Status::OK);
+}
+
+grpc::ServerUnaryReactor* AdminService::WarmUp(grpc::CallbackServerContext* context, const v1::WarmUpRequest* request,
+                                               v1::WarmUpResponse* response) {
+  if (const grpc::Status status = CheckAllowed(*context); !status.ok()) return FinishNow(*context, status);
+  if (request->shapes_size() > kMaxWarmUpShapes) {
+    return FinishNow(
+        *context,
+        ToGrpcStatus(absl::InvalidArgumentError(absl::StrCat("shapes: expected at most ", kMaxWarmUpShapes))));
+  }
+  std::vector<PrepareShape> shapes;
+  for (int i = 0; i < request->shapes_size(); ++i) {
+    const absl::StatusOr<PrepareShape> shape = ToPrepareShape(request->shapes(i));
+    if (!shape.ok()) {
+      const std::string text = absl::StrCat("shapes[", i, "].", shape.status().message());
+      return FinishNow(*context, ToGrpcStatus(absl::InvalidArgumentError(text)));
+    }
+    shapes.push_back(*shape);
+  }
+  return new WarmUpReactor(parts_.pool, std::move(shapes), *response);
+}
+
+grpc::ServerUnaryReactor* AdminService::Drain(grpc::CallbackServerContext* context, const v1::DrainRequest*,
+                                              v1::DrainResponse*) {
+  if (const grpc::Status status = CheckAllowed(*context); !status.ok()) return FinishNow(*context, status);
+  settings_.start_drain();
+  return FinishNow(*context, grpc::Status::OK);
+}
+
+grpc::ServerUnaryReactor* AdminService::SetLogLevel(grpc::CallbackServerContext* context,
+                                                    const v1::SetLogLevelRequest* request,
+                                                    v1::SetLogLevelResponse* response) {
+  if (const grpc::Status status = CheckAllowed(*context); !status.ok()) return FinishNow(*context, status);
+  const spdlog::level::level_enum level = spdlog::level::from_str(request->level());
+  // from_str gives "off" for what it does not know.
+  if (level == spdlog::level::off && request->level() != "off") {
+    return FinishNow(*context, ToGrpcStatus(absl::InvalidArgumentError(
+                                   "level: expected trace, debug, info, warning, error, critical or off")));
+  }
+  const auto previous = spdlog::level::to_string_view(spdlog::get_level());
+  response->set_previous_level(std::string(previous.data(), previous.size()));
+  spdlog::set_level(level);
+  return FinishNow(*context, grpc::Status::OK);
+}
+
+}  // namespace gemmd

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/daemon.h"
+
+#include "proto/broker.h"
+#include "server/state_collector.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "spdlog/spdlog.h"
+
+#include <chrono>
+#include <thread>
+#include <utility>
+
+namespace gemmd {
+namespace {
+
+constexpr char kVersion[] = GEMMD_VERSION;
+// What a response carries beside an inline result, so that both fit into one message.
+constexpr int64_t kResponseOverhead = 4 << 10;
+// Between the last answer and the end of connections: for calls that are not work, such as a health watch.
+constexpr auto kShutdownGrace = std::chrono::milliseconds(200);
+
+std::string BrokerPath(const ServerOptions& options) { return options.listen.unix_path + kBrokerSuffix; }
+
+ProcessWorkerPoolOptions PoolOptions(const ServerOptions& options) {
+  ProcessWorkerPoolOptions pool;
+  pool.devices = options.workers;
+  pool.supervisor.worker_binary = options.worker_binary;
+  pool.supervisor.start_timeout_ns = static_cast<uint64_t>(absl::ToInt64Nanoseconds(options.worker_start_timeout));
+  if (std::thread::hardware_concurrency() < 2) pool.link.spin_ns = pool.link.assist_ns = 0;
+  for (const std::string& device : options.workers) {
+    pool.supervisor.workers.push_back({absl::StrCat("--device=", device),
+                                       absl::StrCat("--threads=", options.worker_threads),
+                                       absl::StrCat("--merging=", options.merging ? "true" : "false"),
+                                       absl::StrCat("--log_level=", options.log_level)});
+  }
+  return pool;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(ServerOptions options, std::function<void()> start_drain) {
+  std::unique_ptr<Daemon> daemon(new Daemon(std::move(options)));
+  if (absl::Status status = PrepareSocketPath(daemon->options_.listen.unix_path); !status.ok()) return status;
+  if (absl::Status status = daemon->StartWorkers(); !status.ok()) return status;
+  if (absl::Status status = daemon->StartServices(std::move(start_drain)); !status.ok()) return status;
+  if (absl::Status status = daemon->StartListeners(); !status.ok()) return status;
+  return daemon;
+}
+
+Daemon::Daemon(ServerOptions options) : options_(std::move(options)), metrics_(kVersion) {}
+
+absl::Status Daemon::StartWorkers() {
+  pool_ = std::make_unique<ProcessWorkerPool>(PoolOptions(options_), [this] { health_->Update(); });
+  health_ = std::make_unique<Health>(*pool_, metrics_);
+  pool_->Start();
+  return pool_->WaitReady();
+}
+
+absl::Status Daemon::StartServices(std::function<void()> start_drain) {
+  regions_ = RegionRegistry::Create(options_.quotas, *pool_);
+  tensors_ = TensorRegistry::Create(options_.quotas, *pool_);
+  sessions_ = std::make_unique<SessionRegistry>(options_.quotas, regions_, tensors_);
+  absl::StatusOr<std::unique_ptr<StagingArena>> arena =
+      StagingArena::Create(static_cast<uint64_t>(options_.arena_bytes), *pool_);
+  if (!arena.ok()) return arena.status();
+  arena_ = *std::move(arena);
+  authenticator_ = std::make_unique<Authenticator>(*sessions_);
+  builder_ = std::make_unique<JobBuilder>(Memory{*regions_, *tensors_, *arena_},
+                                          static_cast<uint64_t>(options_.max_message_bytes - kResponseOverhead));
+  gemm_service_ = std::make_unique<GemmService>(GemmParts{*pool_, *authenticator_, *builder_, gate_, metrics_},
+                                                GemmServiceLimits{});
+  tensor_service_ =
+      std::make_unique<TensorService>(TensorService::Parts{*tensors_, *regions_, *arena_, *pool_, *authenticator_});
+  session_service_ = std::make_unique<SessionService>(*sessions_, *regions_, *authenticator_);
+  AdminSettings settings;
+  settings.version = kVersion;
+  settings.broker_path = BrokerPath(options_);
+  settings.max_message_bytes = static_cast<uint64_t>(options_.max_message_bytes);
+  settings.merging = options_.merging;
+  settings.admin_over_tcp = options_.admin_over_tcp;
+  settings.start_drain = std::move(start_drain);
+  admin_service_ = std::make_unique<AdminService>(AdminParts{*pool_, *regions_, *tensors_, *sessions_, *health_},
+                                                  std::move(settings));
+  return absl::OkStatus();
+}
+
+absl::Status Daemon::StartListeners() {
+  if (!options_.metrics_listen.empty()) {
+    auto states = std::make_shared<StateCollector>(StateSources{*pool_, *regions_, *tensors_, *sessions_, *arena_});
+    absl::StatusOr<std::unique_ptr<MetricsListener>> listener =
+        MetricsListener::Start(options_.metrics_listen, {metrics_.registry(), states});
+    if (!listener.ok()) return listener.status();
+    metrics_listener_ = *std::move(listener);
+  }
+  absl::StatusOr<std::unique_ptr<Broker>> broker =
+      Broker::Start({BrokerPath(options_), std::nullopt, options_.quotas}, *sessions_, *regions_);
+  if (!broker.ok()) return broker.status();
+  broker_ = *std::move(broker);
+  grpc::Service* const services[] = {gemm_service_.get(), tensor_service_.get(), session_service_.get(),
+                                     admin_service_.get()};
+  absl::StatusOr<RunningServer> server = StartServer(options_, services);
+  if (!server.ok()) return server.status();
+  server_ = *std::move(server);
+  health_->Attach(server_.server->GetHealthCheckService());
+  return absl::OkStatus();
+}
+
+Daemon::~Daemon() {
+  if (server_.server == nullptr) return;
+  health_->Attach(nullptr);
+  session_service_->EndSessions();
+  server_.server->Shutdown(std::chrono::system_clock::now() + kShutdownGrace);
+}
+
+std::string Daemon::ReadyLine() const {
+  return absl::StrCat("gemmd ready: listen=", absl::StrJoin(server_.addresses, ","),
+                      " metrics=", metrics_listener_ == nullptr ? "" : metrics_listener_->address(),
+                      " workers=", absl::StrJoin(options_.workers, ","));
+}
+
+bool Daemon::Drain() {
+  spdlog::info("drain: not serving; new work is refused in {}", absl::FormatDuration(options_.drain_delay));
+  health_->SetDraining();
+  absl::SleepFor(options_.drain_delay);
+  gate_.Close();
+  spdlog::info("drain: {} requests to finish", gate_.passes());
+  return gate_.WaitEmpty(options_.drain_timeout);
+}
+
+}  // namespace gemmd

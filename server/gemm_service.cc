@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/gemm_service.h"
+
+#include "server/convert.h"
+#include "server/gemm_stream.h"
+
+#include <memory>
+#include <utility>
+
+namespace gemmd {
+namespace {
+
+// One unary call. gRPC deletes it through OnDone, which comes after Finish and after OnCancel have returned.
+class RunReactor : public grpc::ServerUnaryReactor {
+ public:
+  RunReactor(const GemmParts& parts, grpc::CallbackServerContext& context, const v1::RunRequest& request,
+             v1::RunResponse& response)
+      : context_(context), response_(response), execution_(parts, Submission::kAssist) {
+    absl::StatusOr<std::shared_ptr<Session>> session = parts.authenticator.Authenticate(context);
+    if (!session.ok()) {
+      execution_.Reject(Rejection::kUnauthenticated);
+      Reply(session.status());
+      return;
+    }
+    response_.set_request_id(request.request_id());
+    const absl::Status status = execution_.Start(request, *session, MonotonicDeadline(context.deadline()),
+                                                 [this](const absl::Status& result, const JobCompletion& completion) {
+                                                   Reply(execution_.Complete(result, completion, response_));
+                                                 });
+    if (!status.ok()) Reply(status);
+  }
+
+  void OnCancel() override { execution_.Cancel(); }
+  void OnDone() override { delete this; }
+
+ private:
+  void Reply(const absl::Status& status) {
+    execution_.Answer(status);
+    if (absl::IsResourceExhausted(status)) {
+      context_.AddTrailingMetadata(kRetryPushbackMetadata, kRetryPushbackMillis);
+    }
+    Finish(ToGrpcStatus(status));
+  }
+
+  grpc::CallbackServerContext& context_;
+  v1::RunResponse& response_;
+  Execution execution_;
+};
+
+}  // namespace
+
+grpc::ServerUnaryReactor* GemmService::Run(grpc::CallbackServerContext* context, const v1::RunRequest* request,
+                                           v1::RunResponse* response) {
+  return new RunReactor(parts_, *context, *request, *response);
+}
+
+grpc::ServerBidiReactor<v1::RunRequest, v1::RunResponse>* GemmService::Stream(grpc::CallbackServerContext* context) {
+  absl::StatusOr<std::shared_ptr<Session>> session = parts_.authenticator.Authenticate(*context);
+  if (!session.ok()) parts_.metrics.CountRejection(Rejection::kUnauthenticated);
+  return new GemmStream(parts_, limits_.max_stream_requests, std::move(session));
+}
+
+}  // namespace gemmd

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// The gRPC server: where it listens, with which credentials, within which limits. Used by server/daemon.cc.
+#ifndef GEMMD_SERVER_LISTENERS_H_
+#define GEMMD_SERVER_LISTENERS_H_
+
+#include "server/options.h"
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include <grpcpp/server.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace gemmd {
+
+// Makes the directory of a Unix socket (0750) if it is missing and removes a socket that nobody listens on.
+// Errors: ALREADY_EXISTS if somebody does (the daemon is already running) or if it is something else than a socket.
+absl::Status PrepareSocketPath(const std::string& path);
+
+struct RunningServer {
+  std::unique_ptr<grpc::Server> server;
+  std::vector<std::string> addresses;  // "unix:PATH", "HOST:PORT" with the real ports.
+};
+
+// Starts a server of these services, which must outlive it, with gRPC health and reflection beside them.
+// Errors: UNAVAILABLE (an address cannot be used), INVALID_ARGUMENT (TLS files).
+absl::StatusOr<RunningServer> StartServer(const ServerOptions& options, absl::Span<grpc::Service* const> services);
+
+}  // namespace gemmd
+
+#endif  // GEMMD_SERVER_LISTENERS_H_

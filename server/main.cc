@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+// gemmd: flags, signals, and the life of the daemon.
+#include "server/daemon.h"
+#include "server/options.h"
+#include "server/signals.h"
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/usage.h"
+#include "absl/flags/usage_config.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/match.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "spdlog/sinks/stdout_sinks.h"
+#include "spdlog/spdlog.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <signal.h>
+#include <string>
+#include <sys/stat.h>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+ABSL_FLAG(std::string, listen, "unix:/run/gemmd/gemmd.sock",
+          "Where gRPC is served: unix:PATH (required; the broker listens on PATH.broker) and any number of HOST:PORT, "
+          "separated by commas. Port 0 takes a free one.");
+ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:9464", "HOST:PORT of the Prometheus page /metrics; empty: none.");
+ABSL_FLAG(
+    std::string, workers, "auto",
+    "One worker process per device: auto (a Hopper GPU if there is one, else the CPU), or a list of cpu, gpu (all "
+    "GPUs) and gpu:N, separated by commas.");
+ABSL_FLAG(int, worker_threads, 0, "Threads that a CPU worker computes with; 0: one per core.");
+ABSL_FLAG(std::string, worker_binary, "", "The worker program; empty: gemmd-worker beside this program.");
+ABSL_FLAG(bool, merging, true, "Whether requests that share weights may share a launch.");
+ABSL_FLAG(absl::Duration, worker_start_timeout, absl::Seconds(60),
+          "How long a worker may take to be ready before it is killed and started again.");
+
+ABSL_FLAG(absl::Duration, drain_delay, absl::Seconds(5),
+          "On SIGTERM: from health NOT_SERVING to refusing new work, for load balancers to notice.");
+ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(30), "On SIGTERM: how long accepted work may take to finish.");
+
+ABSL_FLAG(int64_t, max_message_bytes, gemmd::ServerOptions().max_message_bytes,
+          "Largest gRPC message, inline operands included.");
+ABSL_FLAG(int64_t, arena_bytes, gemmd::ServerOptions().arena_bytes,
+          "Memory for inline operands and results of all requests in flight.");
+ABSL_FLAG(int, max_concurrent_streams, gemmd::ServerOptions().max_concurrent_streams, "Calls of one connection.");
+ABSL_FLAG(uint32_t, max_sessions, gemmd::Quotas().sessions, "Open sessions in all.");
+ABSL_FLAG(uint32_t, max_sessions_per_uid, gemmd::Quotas().sessions_per_uid, "Open sessions of one user.");
+ABSL_FLAG(uint32_t, max_regions_per_session, gemmd::Quotas().regions_per_session, "Regions of one session.");
+ABSL_FLAG(uint64_t, max_region_bytes_per_session, gemmd::Quotas().region_bytes_per_session,
+          "Bytes of the regions of one session.");
+ABSL_FLAG(uint32_t, max_tensors_per_session, gemmd::Quotas().tensors_per_session, "Resident tensors of one session.");
+ABSL_FLAG(uint64_t, max_tensor_bytes_per_session, gemmd::Quotas().tensor_bytes_per_session,
+          "Bytes of the resident tensors of one session.");
+ABSL_FLAG(uint32_t, max_jobs_per_session, gemmd::Quotas().jobs_per_session, "Requests of one session in flight.");
+ABSL_FLAG(uint32_t, max_anonymous_jobs, gemmd::Quotas().anonymous_jobs,
+          "Requests in flight of all clients without a session.");
+
+ABSL_FLAG(bool, insecure, false, "Allow HOST:PORT that other machines can reach without TLS.");
+ABSL_FLAG(std::string, tls_cert, "", "PEM certificate chain for HOST:PORT listeners; read again when it changes.");
+ABSL_FLAG(std::string, tls_key, "", "PEM private key of --tls_cert.");
+ABSL_FLAG(std::string, tls_client_ca, "", "PEM authorities; clients must then show a certificate of one of them.");
+ABSL_FLAG(bool, admin_over_tcp, false, "Take WarmUp, Drain and SetLogLevel on HOST:PORT too, not only on the socket.");
+ABSL_FLAG(std::string, log_level, "info", "trace, debug, info, warning, error, critical or off.");
+
+namespace gemmd {
+namespace {
+
+// The largest single right of a user is that of a session, so the limits per user grow with it.
+void RaiseUserLimits(Quotas& quotas) {
+  quotas.regions_per_uid = std::max(quotas.regions_per_uid, quotas.regions_per_session);
+  quotas.region_bytes_per_uid = std::max(quotas.region_bytes_per_uid, quotas.region_bytes_per_session);
+  quotas.tensors_per_uid = std::max(quotas.tensors_per_uid, quotas.tensors_per_session);
+  quotas.tensor_bytes_per_uid = std::max(quotas.tensor_bytes_per_uid, quotas.tensor_bytes_per_session);
+  quotas.broker_connections = std::max(quotas.broker_connections, quotas.sessions);
+  quotas.broker_connections_per_uid = std::max(quotas.broker_connections_per_uid, quotas.sessions_per_uid);
+}
+
+Quotas QuotasFromFlags() {
+  Quotas quotas;
+  quotas.sessions = absl::GetFlag(FLAGS_max_sessions);
+  quotas.sessions_per_uid = absl::GetFlag(FLAGS_max_sessions_per_uid);
+  quotas.regions_per_session = absl::GetFlag(FLAGS_max_regions_per_session);
+  quotas.region_bytes_per_session = absl::GetFlag(FLAGS_max_region_bytes_per_session);
+  quotas.tensors_per_session = absl::GetFlag(FLAGS_max_tensors_per_session);
+  quotas.tensor_bytes_per_session = absl::GetFlag(FLAGS_max_tensor_bytes_per_session);
+  quotas.jobs_per_session = absl::GetFlag(FLAGS_max_jobs_per_session);
+  quotas.anonymous_jobs = absl::GetFlag(FLAGS_max_anonymous_jobs);
+  RaiseUserLimits(quotas);
+  return quotas;
+}
+
+std::string WorkerBinary() {
+  std::string binary = absl::GetFlag(FLAGS_worker_binary);
+  if (!binary.empty()) return binary;
+  std::error_code error;
+  return (std::filesystem::read_symlink("/proc/self/exe", error).parent_path() / "gemmd-worker").string();
+}
+
+absl::StatusOr<ServerOptions> OptionsFromFlags() {
+  ServerOptions options;
+  absl::StatusOr<ListenAddresses> listen = ParseListen(absl::GetFlag(FLAGS_listen));
+  if (!listen.ok()) return listen.status();
+  options.listen = *std::move(listen);
+  // No CUDA device is part of this build, so GPUs that the machine may have do not count.
+  absl::StatusOr<std::vector<std::string>> workers = ParseWorkers(absl::GetFlag(FLAGS_workers), DeviceSupport{});
+  if (!workers.ok()) return workers.status();
+  options.workers = *std::move(workers);
+  options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
+  options.worker_binary = WorkerBinary();
+  options.worker_threads = absl::GetFlag(FLAGS_worker_threads);
+  options.merging = absl::GetFlag(FLAGS_merging);
+  options.tls = {absl::GetFlag(FLAGS_tls_cert), absl::GetFlag(FLAGS_tls_key), absl::GetFlag(FLAGS_tls_client_ca)};
+  options.insecure = absl::GetFlag(FLAGS_insecure);
+  options.admin_over_tcp = absl::GetFlag(FLAGS_admin_over_tcp);
+  options.log_level = absl::GetFlag(FLAGS_log_level);
+  options.drain_delay = absl::GetFlag(FLAGS_drain_delay);
+  options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
+  options.worker_start_timeout = absl::GetFlag(FLAGS_worker_start_timeout);
+  options.max_message_bytes = absl::GetFlag(FLAGS_max_message_bytes);
+  options.arena_bytes = absl::GetFlag(FLAGS_arena_bytes);
+  options.max_concurrent_streams = absl::GetFlag(FLAGS_max_concurrent_streams);
+  options.quotas = QuotasFromFlags();
+  if (absl::Status status = Validate(options); !status.ok()) return status;
+  return options;
+}
+
+int Fail(const absl::Status& status) {
+  std::fprintf(stderr, "gemmd: %s\n", std::string(status.message()).c_str());
+  return 1;
+}
+
+int Run() {
+  absl::StatusOr<ServerOptions> options = OptionsFromFlags();
+  if (!options.ok()) return Fail(options.status());
+  spdlog::set_level(spdlog::level::from_str(options->log_level));
+
+  absl::Mutex mutex;
+  bool drain = false;
+  const auto start_drain = [&mutex, &drain] {
+    absl::MutexLock lock(&mutex);
+    drain = true;
+  };
+  const SignalWatcher signals(start_drain);
+  absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(*std::move(options), start_drain);
+  if (!daemon.ok()) return Fail(daemon.status());
+  std::printf("%s\n", (*daemon)->ReadyLine().c_str());
+  std::fflush(stdout);
+  {
+    absl::MutexLock lock(&mutex);
+    mutex.Await(absl::Condition(&drain));
+  }
+  if (!(*daemon)->Drain()) spdlog::warn("drain: timed out; what is left is cancelled");
+  daemon->reset();
+  spdlog::info("drain: done");
+  return 0;
+}
+
+}  // namespace
+}  // namespace gemmd
+
+int main(int argc, char** argv) {
+  absl::SetProgramUsageMessage("gemmd: FP8 block-scaled matrix products for other processes.");
+  absl::FlagsUsageConfig usage;
+  usage.version_string = [] { return std::string("gemmd " GEMMD_VERSION "\n"); };
+  // --help lists the flags of this program and no library's.
+  usage.contains_help_flags = [](absl::string_view file) { return absl::EndsWith(file, "server/main.cc"); };
+  absl::SetFlagsUsageConfig(usage);
+  if (absl::ParseCommandLine(argc, argv).size() > 1) {
+    std::fprintf(stderr, "gemmd: expected flags only; see --help\n");
+    return 1;
+  }
+  // Nothing that is made here is for other users of the machine, sockets least of all.
+  umask(0007);
+  signal(SIGPIPE, SIG_IGN);
+  // Standard output is for the ready line alone.
+  spdlog::set_default_logger(spdlog::stderr_logger_mt("gemmd"));
+  return gemmd::Run();
+}

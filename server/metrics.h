@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the front end counts about requests, as Prometheus metrics. Every series exists from the start (a rate over a
+// series that appears with its first event misses that event), and the request path touches cached pointers only.
+// What is a state rather than an event is read at scrape time (server/state_collector.h).
+#ifndef GEMMD_SERVER_METRICS_H_
+#define GEMMD_SERVER_METRICS_H_
+
+#include "proto/job.h"
+#include "server/job_builder.h"
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+
+#include <array>
+#include <cstdint>
+#include <memory>
+
+namespace gemmd {
+
+// Why work was refused before it reached a device.
+enum class Rejection : uint8_t { kDraining = 0, kUnauthenticated, kQuota, kMemory, kQueue, kDeadline, kNoWorker };
+inline constexpr int kRejectionCount = 7;
+
+// One answered request, in nanoseconds of CLOCK_MONOTONIC differences.
+struct RequestRecord {
+  Op op = Op::kNone;
+  Transport transport = Transport::kInline;
+  absl::StatusCode code = absl::StatusCode::kOk;
+  uint64_t total_ns = 0;
+};
+
+struct StageRecord {
+  uint64_t decode_ns = 0;
+  uint64_t queue_ns = 0;
+  uint64_t device_ns = 0;
+  uint64_t reply_ns = 0;
+};
+
+absl::string_view Name(Transport transport);
+absl::string_view Name(Rejection rejection);
+// "OK", "INVALID_ARGUMENT", ...
+absl::string_view Name(absl::StatusCode code);
+
+// Thread-safe.
+class Metrics {
+ public:
+  explicit Metrics(absl::string_view version);
+
+  void CountRequest(const RequestRecord& record);
+  // Requests that a device ran.
+  void CountExecution(Op op, double flops, uint32_t batch_jobs, const StageRecord& stages);
+  void CountRejection(Rejection rejection);
+  void AddInFlight(int delta);
+  void SetReady(bool ready);
+
+  const std::shared_ptr<prometheus::Registry>& registry() const { return registry_; }
+
+ private:
+  static constexpr int kOpCount = 6;  // Op::kNone (malformed requests) to Op::kQuantize.
+  static constexpr int kCodeCount = 17;
+  static constexpr int kStageCount = 4;
+
+  void MakeRequestFamilies();
+  void MakeExecutionFamilies();
+  void MakeProcessFamilies(absl::string_view version);
+
+  const std::shared_ptr<prometheus::Registry> registry_ = std::make_shared<prometheus::Registry>();
+  prometheus::Counter* requests_[kOpCount][kTransportCount][kCodeCount] = {};
+  prometheus::Histogram* durations_[kOpCount][kTransportCount] = {};
+  std::array<prometheus::Histogram*, kStageCount> stages_{};
+  std::array<prometheus::Counter*, kOpCount> flops_{};
+  std::array<prometheus::Counter*, kRejectionCount> rejections_{};
+  prometheus::Histogram* batch_jobs_ = nullptr;
+  prometheus::Gauge* in_flight_ = nullptr;
+  prometheus::Gauge* ready_ = nullptr;
+};
+
+}  // namespace gemmd
+
+#endif  // GEMMD_SERVER_METRICS_H_

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/options.h"
+
+#include "proto/broker.h"
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+
+#include <sys/un.h>
+
+namespace gemmd {
+namespace {
+
+// The path and the broker's suffix must fit a socket address with its NUL.
+constexpr size_t kMaxUnixPath = sizeof(sockaddr_un::sun_path) - sizeof(kBrokerSuffix);
+
+constexpr int kMaxWorkers = 64;
+constexpr int64_t kMinMessageBytes = 1 << 16;
+constexpr int64_t kMaxMessageBytes = int64_t{1} << 30;  // Protobuf ends at 2 GiB.
+
+bool SplitHostPort(absl::string_view text, absl::string_view& host) {
+  const size_t colon = text.rfind(':');
+  if (colon == absl::string_view::npos || colon == 0) return false;
+  uint32_t port = 0;
+  if (!absl::SimpleAtoi(text.substr(colon + 1), &port) || port > 65535) return false;
+  host = text.substr(0, colon);
+  return true;
+}
+
+absl::Status CheckTls(const ServerOptions& options) {
+  const TlsFiles& tls = options.tls;
+  if (tls.empty()) return absl::OkStatus();
+  if (tls.certificate.empty() || tls.key.empty()) {
+    return absl::InvalidArgumentError("--tls_cert and --tls_key: expected both or none");
+  }
+  if (options.listen.tcp.empty()) {
+    return absl::InvalidArgumentError("--tls_cert: expected a HOST:PORT in --listen to use it on");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckSizes(const ServerOptions& options) {
+  if (options.max_message_bytes < kMinMessageBytes || options.max_message_bytes > kMaxMessageBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("--max_message_bytes: expected ", kMinMessageBytes, " to ",
+                                                   kMaxMessageBytes, ", got ", options.max_message_bytes));
+  }
+  if (options.arena_bytes < 2 * options.max_message_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat("--arena_bytes: expected at least ", 2 * options.max_message_bytes,
+                                                   " (a request and a response of --max_message_bytes), got ",
+                                                   options.arena_bytes));
+  }
+  if (options.worker_threads < 0) return absl::InvalidArgumentError("--worker_threads: expected at least 0");
+  if (options.drain_delay < absl::ZeroDuration()) return absl::InvalidArgumentError("--drain_delay: negative");
+  if (options.drain_timeout < absl::ZeroDuration()) return absl::InvalidArgumentError("--drain_timeout: negative");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<ListenAddresses> ParseListen(absl::string_view text) {
+  ListenAddresses listen;
+  for (absl::string_view part : absl::StrSplit(text, ',')) {
+    part = absl::StripAsciiWhitespace(part);
+    absl::string_view host;
+    if (absl::ConsumePrefix(&part, "unix:")) {
+      if (!listen.unix_path.empty()) return absl::InvalidArgumentError("--listen: expected one unix:PATH, got more");
+      if (part.empty() || part[0] != '/') return absl::InvalidArgumentError("--listen: expected an absolute unix:PATH");
+      if (part.size() > kMaxUnixPath) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("--listen: expected a unix:PATH of at most ", kMaxUnixPath, " bytes, got ", part.size()));
+      }
+      listen.unix_path = std::string(part);
+    } else if (SplitHostPort(part, host)) {
+      listen.tcp.emplace_back(part);
+    } else {
+      return absl::InvalidArgumentError(absl::StrCat("--listen: expected unix:PATH or HOST:PORT, got \"", part, "\""));
+    }
+  }
+  if (listen.unix_path.empty()) return absl::InvalidArgumentError("--listen: expected a unix:PATH, got none");
+  return listen;
+}
+
+absl::StatusOr<std::vector<std::string>> ParseWorkers(absl::string_view text, DeviceSupport support) {
+  std::vector<std::string> workers;
+  if (text == "auto") {
+    workers.push_back("cpu");
+    if (support.gpu_count > 0) workers.assign(1, "gpu:0");
+    return workers;
+  }
+  for (absl::string_view part : absl::StrSplit(text, ',')) {
+    int index = 0;
+    if (part == "cpu") {
+      workers.emplace_back(part);
+      continue;
+    }
+    const bool all = part == "gpu";
+    if (!all && (!absl::ConsumePrefix(&part, "gpu:") || !absl::SimpleAtoi(part, &index) || index < 0)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--workers: expected auto, cpu, gpu or gpu:N, got \"", part, "\""));
+    }
+    if (index >= support.gpu_count) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("--workers: expected a usable Hopper GPU ", index, ", found ", support.gpu_count));
+    }
+    for (int gpu = index; gpu < (all ? support.gpu_count : index + 1); ++gpu)
+      workers.push_back(absl::StrCat("gpu:", gpu));
+  }
+  if (workers.size() > kMaxWorkers) {
+    return absl::InvalidArgumentError(absl::StrCat("--workers: expected at most ", kMaxWorkers));
+  }
+  return workers;
+}
+
+bool IsLoopback(absl::string_view host_and_port) {
+  absl::string_view host;
+  if (!SplitHostPort(host_and_port, host)) return false;
+  if (host == "localhost" || host == "[::1]") return true;
+  // 127.0.0.0/8 written in full; anything else may be a name that resolves elsewhere.
+  const std::vector<absl::string_view> parts = absl::StrSplit(host, '.');
+  if (parts.size() != 4 || parts[0] != "127") return false;
+  for (absl::string_view part : parts) {
+    uint32_t number = 0;
+    if (!absl::SimpleAtoi(part, &number) || number > 255) return false;
+  }
+  return true;
+}
+
+absl::Status Validate(const ServerOptions& options) {
+  if (options.workers.empty()) return absl::InvalidArgumentError("--workers: expected at least one");
+  if (absl::Status status = CheckTls(options); !status.ok()) return status;
+  for (const std::string& address : options.listen.tcp) {
+    if (IsLoopback(address) || !options.tls.empty() || options.insecure) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("--listen: ", address, " is reachable from other machines; expected --tls_cert, or --insecure"));
+  }
+  absl::string_view host;
+  if (!options.metrics_listen.empty() && !SplitHostPort(options.metrics_listen, host)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--metrics_listen: expected HOST:PORT, got \"", options.metrics_listen, "\""));
+  }
+  return CheckSizes(options);
+}
+
+}  // namespace gemmd

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// Everything that an operator can set, with the limits and their reasons, and the rules that hold between them. Filled
+// from flags in server/main.cc; plain values from there on.
+#ifndef GEMMD_SERVER_OPTIONS_H_
+#define GEMMD_SERVER_OPTIONS_H_
+
+#include "server/quotas.h"
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace gemmd {
+
+// Where gRPC is served.
+struct ListenAddresses {
+  std::string unix_path;         // Required: the broker listens beside it.
+  std::vector<std::string> tcp;  // HOST:PORT; port 0 takes a free one.
+};
+
+// PEM files; the three go together. Read again when they change.
+struct TlsFiles {
+  std::string certificate;
+  std::string key;
+  std::string client_authority;  // Clients must show a certificate of this authority.
+
+  bool empty() const { return certificate.empty() && key.empty() && client_authority.empty(); }
+};
+
+struct ServerOptions {
+  ListenAddresses listen;
+  std::string metrics_listen;        // HOST:PORT; empty: no metrics.
+  std::vector<std::string> workers;  // Devices: "cpu", "gpu:0".
+  std::string worker_binary;
+  int worker_threads = 0;  // Of a CPU worker; 0: one per core.
+  bool merging = true;
+  TlsFiles tls;
+  bool insecure = false;  // Allows TCP on other than loopback addresses without TLS.
+  bool admin_over_tcp = false;
+  std::string log_level = "info";
+
+  // From NOT_SERVING to refusing: how long load balancers take to notice.
+  absl::Duration drain_delay = absl::Seconds(5);
+  // For what was accepted before: longer than any product takes.
+  absl::Duration drain_timeout = absl::Seconds(30);
+  // For workers to say that they are ready; a GPU worker compiles kernels first.
+  absl::Duration worker_start_timeout = absl::Seconds(60);
+
+  // One request or response. Inline operands of this size take tens of milliseconds in gRPC; larger ones belong in
+  // regions.
+  int64_t max_message_bytes = int64_t{64} << 20;
+  // All inline bytes in flight: eight of the largest requests with their results.
+  int64_t arena_bytes = int64_t{1} << 30;
+  // Credentials and session metadata take some hundred bytes.
+  int max_metadata_bytes = 16 << 10;
+  // Calls of one connection; a client with more in flight should use the stream.
+  int max_concurrent_streams = 1024;
+  // gRPC's own buffers, mostly messages: as much again as the arena.
+  int64_t grpc_memory_bytes = int64_t{1} << 30;
+  Quotas quotas;
+};
+
+// "unix:PATH,HOST:PORT,...": exactly one Unix path. Errors: INVALID_ARGUMENT.
+absl::StatusOr<ListenAddresses> ParseListen(absl::string_view text);
+
+// What this machine and this build can run workers on.
+struct DeviceSupport {
+  int gpu_count = 0;  // 0 also if the build has no CUDA device.
+};
+
+// "auto", or a comma-separated list of "cpu", "gpu" (all GPUs) and "gpu:N". Errors: INVALID_ARGUMENT (syntax),
+// FAILED_PRECONDITION (no such device).
+absl::StatusOr<std::vector<std::string>> ParseWorkers(absl::string_view text, DeviceSupport support);
+
+// True for addresses that only this machine can reach.
+bool IsLoopback(absl::string_view host_and_port);
+
+// The rules between options: TLS files together, plain TCP only on loopback or with `insecure`, sizes in range.
+// Errors: INVALID_ARGUMENT, naming the flag.
+absl::Status Validate(const ServerOptions& options);
+
+}  // namespace gemmd
+
+#endif  // GEMMD_SERVER_OPTIONS_H_

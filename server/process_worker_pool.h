@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// The pool of real worker processes: supervisor, one link per running process, and the table of regions and tensors
+// that every worker must have. Made in main; used by the registries (memory) and the services (jobs).
+//
+// Memory is reconciled, not replayed: a worker that said hello is compared with the table, gets what it lacks, and is
+// ready once a comparison finds no difference. So it does not matter what is registered or closed meanwhile.
+//
+// Lock order: the pool's mutex, then a link's. Events and callbacks of links come without either.
+#ifndef GEMMD_SERVER_PROCESS_WORKER_POOL_H_
+#define GEMMD_SERVER_PROCESS_WORKER_POOL_H_
+
+#include "proto/unique_fd.h"
+#include "server/supervisor.h"
+#include "server/worker_link.h"
+#include "server/worker_pool.h"
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+namespace gemmd {
+
+struct ProcessWorkerPoolOptions {
+  SupervisorOptions supervisor;
+  WorkerLinkOptions link;
+  std::vector<std::string> devices;  // What each worker is called until its hello: "cpu", "gpu:0".
+};
+
+class ProcessWorkerPool : public WorkerPool {
+ public:
+  // `on_change` is called after the state of any worker changed, on a thread of the pool; it may take snapshots.
+  ProcessWorkerPool(ProcessWorkerPoolOptions options, std::function<void()> on_change);
+  // Ends the workers. Whoever waits for a callback gets UNAVAILABLE.
+  ~ProcessWorkerPool() override;
+
+  void Start();
+
+  // Waits until every worker is ready. Errors: UNAVAILABLE as soon as one is quarantined.
+  absl::Status WaitReady();
+
+  uint64_t NextRegionId() override { return next_region_id_.fetch_add(1, std::memory_order_relaxed); }
+  void MapRegion(uint64_t region_id, RegionKind kind, Access access, uint64_t byte_size, UniqueFd fd,
+                 StatusCallback done) override;
+  void CloseRegion(uint64_t region_id, StatusCallback done) override;
+  void AllocateTensor(uint64_t region_id, uint64_t byte_size, AllocateCallback done) override;
+  absl::StatusOr<SubmittedJob> Submit(const JobDescriptor& descriptor, int worker, JobCallback done) override;
+  absl::StatusOr<SubmittedJob> SubmitAndAssist(const JobDescriptor& descriptor, int worker, JobCallback done) override;
+  void Cancel(const SubmittedJob& job) override;
+  void Prepare(const PrepareShape& shape, PrepareCallback done) override;
+  std::vector<WorkerSnapshot> Snapshot() const override;
+
+ private:
+  struct Region {
+    RegionKind kind = RegionKind::kHost;
+    Access access = Access::kReadWrite;
+    uint64_t byte_size = 0;
+    std::shared_ptr<const UniqueFd> fd;
+    int worker = kAnyWorker;  // Tensors live in one.
+  };
+  struct Slot {
+    WorkerTraits traits;
+    WorkerState state = WorkerState::kStarting;
+    uint32_t generation = 0;  // Processes started so far.
+    pid_t pid = 0;
+    bool greeted = false;
+    std::unique_ptr<WorkerLink> link;
+    std::unordered_set<uint64_t> mapped;  // Region ids that it has or is being given.
+    uint32_t reconciling = 0;             // Requests of the running reconciliation without a reply.
+  };
+
+  absl::StatusOr<SubmittedJob> SubmitLocked(const JobDescriptor& descriptor, int worker, JobCallback done)
+      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  Slot& slot(int worker) ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return slots_[static_cast<size_t>(worker)]; }
+  bool IsCurrent(int worker, uint32_t generation) ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  void OnStarted(int worker, pid_t pid, UniqueFd socket);
+  void OnEnded(int worker, bool quarantined);
+  void OnHello(int worker, uint32_t generation, const WorkerTraits& traits);
+  void OnDeath(int worker, uint32_t generation);
+  void Reconcile(int worker, uint32_t generation);
+  bool SendDifference(int worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void OnReconciled(int worker, uint32_t generation, const absl::Status& status);
+  absl::StatusOr<int> OnAllocated(uint64_t region_id, int worker, absl::StatusOr<ControlResult> result);
+  int RoomiestWorker() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  bool Settled() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+
+  const ProcessWorkerPoolOptions options_;
+  const std::function<void()> on_change_;
+  std::atomic<uint64_t> next_region_id_{1};
+
+  mutable absl::Mutex mutex_;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::vector<Slot> slots_ ABSL_GUARDED_BY(mutex_);
+  std::unordered_map<uint64_t, Region> regions_ ABSL_GUARDED_BY(mutex_);
+
+  std::unique_ptr<Supervisor> supervisor_;
+};
+
+}  // namespace gemmd
+
+#endif  // GEMMD_SERVER_PROCESS_WORKER_POOL_H_

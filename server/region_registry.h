@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// Memory that clients share with gemmd: which regions there are, whose they are, and their way through registration and
+// closing. The mapping itself happens in the workers (WorkerPool); the front end maps no client memory.
+//
+// A region is mapping, ready, or closing. Its quota is given back when the workers have let go of it, so that a client
+// cannot pile up memory by closing regions under running jobs.
+#ifndef GEMMD_SERVER_REGION_REGISTRY_H_
+#define GEMMD_SERVER_REGION_REGISTRY_H_
+
+#include "proto/control.h"
+#include "proto/unique_fd.h"
+#include "server/quotas.h"
+#include "server/session.h"
+#include "server/usage_ledger.h"
+#include "server/worker_pool.h"
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace gemmd {
+
+struct RegionView {
+  uint64_t region_id = 0;
+  RegionKind kind = RegionKind::kHost;
+  uint64_t byte_size = 0;
+  bool writable = false;
+};
+
+struct RegionExtent {
+  uint64_t byte_size = 0;
+  bool writable = false;
+};
+
+// Canonical status codes, 0 (OK) to 16 (UNAUTHENTICATED).
+inline constexpr size_t kStatusCodeCount = 17;
+
+struct RegionCounts {
+  uint64_t host = 0;  // Regions that exist now, closing ones included.
+  uint64_t host_bytes = 0;
+  uint64_t shared_memory = 0;
+  uint64_t shared_memory_bytes = 0;
+  uint64_t reaped_total = 0;                                     // Closed because their session ended.
+  std::array<uint64_t, kStatusCodeCount> registrations_total{};  // By resulting status code.
+};
+
+// Thread-safe. Callbacks are called exactly once, on the caller's thread (refusals) or on a thread of the worker pool,
+// and must not block.
+class RegionRegistry : public std::enable_shared_from_this<RegionRegistry> {
+ public:
+  using RegisterCallback = std::function<void(absl::StatusOr<uint64_t> region_id)>;
+  using CloseCallback = std::function<void(absl::Status)>;
+
+  // `pool` must outlive the registry.
+  static std::shared_ptr<RegionRegistry> Create(const Quotas& quotas, WorkerPool& pool);
+
+  // Registers the first `extent.byte_size` bytes of a sealed memfd.
+  // Errors: INVALID_ARGUMENT (size, descriptor), RESOURCE_EXHAUSTED (quota), UNAUTHENTICATED (anonymous or ended
+  // session), and those of WorkerPool::MapRegion.
+  void RegisterHost(const std::shared_ptr<Session>& session, const RegionExtent& extent, UniqueFd fd,
+                    RegisterCallback done);
+
+  // Registers POSIX shared memory by its shm_open name ("/name", no further slash, at most 255 bytes).
+  // Errors: as above, and NOT_FOUND with one text for no such object, one of another user, and one that is not regular
+  // shared memory; PERMISSION_DENIED for a session that is not from this machine.
+  void RegisterSharedMemory(const std::shared_ptr<Session>& session, absl::string_view name, const RegionExtent& extent,
+                            RegisterCallback done);
+
+  // Closes a region; done when the last job that uses it has finished. Errors: as Find.
+  void Close(const Session& session, uint64_t region_id, CloseCallback done);
+
+  // Closes all regions of an ended session (MarkClosed first), those still mapping included.
+  void CloseAllOf(const Session& session);
+
+  // Errors: NOT_FOUND (one text for unknown and foreign), FAILED_PRECONDITION (closing), UNAUTHENTICATED (anonymous).
+  absl::StatusOr<RegionView> Find(const Session& session, uint64_t region_id) const;
+
+  // The session's ready regions, by id.
+  std::vector<RegionView> List(const Session& session) const;
+
+  RegionCounts Counts() const;
+
+ private:
+  enum class State : uint8_t { kMapping, kReady, kClosing };
+  struct Region {
+    RegionView view;
+    UsageLedger::Account account;
+    State state = State::kMapping;
+  };
+  // What a registration has decided before the workers are asked.
+  struct Request {
+    RegionKind kind = RegionKind::kHost;
+    RegionExtent extent;
+    UniqueFd fd;
+  };
+
+  RegionRegistry(const Quotas& quotas, WorkerPool& pool);
+
+  absl::StatusOr<uint64_t> Reserve(const Session& session, const Request& request);
+  void Map(const std::shared_ptr<Session>& session, Request request, RegisterCallback done);
+  absl::Status OnMapped(uint64_t region_id, const absl::Status& status);
+  void Unmap(uint64_t region_id, CloseCallback done);
+  void Forget(uint64_t region_id);
+  void CountRegistration(const absl::Status& status);
+  absl::StatusOr<RegionView> FindLocked(const Session& session, uint64_t region_id) const
+      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+
+  WorkerPool& pool_;
+  mutable absl::Mutex mutex_;
+  absl::flat_hash_map<uint64_t, Region> regions_ ABSL_GUARDED_BY(mutex_);
+  UsageLedger ledger_ ABSL_GUARDED_BY(mutex_);
+  RegionCounts counts_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace gemmd
+
+#endif  // GEMMD_SERVER_REGION_REGISTRY_H_

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/session_registry.h"
+
+#include "absl/status/status.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <string>
+#include <sys/random.h>
+#include <utility>
+
+namespace gemmd {
+namespace {
+
+absl::Status CheckClientName(absl::string_view name) {
+  // One byte of the broker's field is the terminator.
+  constexpr size_t kLongest = kClientNameBytes - 1;
+  if (name.size() > kLongest) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("client_name: expected at most ", kLongest, " characters, got ", name.size()));
+  }
+  if (!std::all_of(name.begin(), name.end(),
+                   [](char c) { return absl::ascii_isprint(static_cast<unsigned char>(c)); })) {
+    return absl::InvalidArgumentError("client_name: expected printable ASCII characters");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<SessionSecret> DrawSecret() {
+  SessionSecret secret;
+  size_t filled = 0;
+  while (filled < secret.size()) {
+    const ssize_t count = getrandom(secret.data() + filled, secret.size() - filled, 0);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return absl::InternalError("getrandom failed");
+    filled += static_cast<size_t>(count);
+  }
+  return secret;
+}
+
+// Takes the same time wherever the first difference is.
+bool EqualSecrets(const SessionSecret& left, const SessionSecret& right) {
+  unsigned difference = 0;
+  for (size_t i = 0; i < left.size(); ++i) difference |= static_cast<unsigned>(left[i] ^ right[i]);
+  return difference == 0;
+}
+
+bool IsHexSecret(absl::string_view text) {
+  return text.size() == 2 * kSecretBytes && std::all_of(text.begin(), text.end(), [](char c) {
+           return absl::ascii_isxdigit(static_cast<unsigned char>(c));
+         });
+}
+
+}  // namespace
+
+SessionRegistry::SessionRegistry(const Quotas& quotas, std::shared_ptr<RegionRegistry> regions,
+                                 std::shared_ptr<TensorRegistry> tensors)
+    : quotas_(quotas),
+      regions_(std::move(regions)),
+      tensors_(std::move(tensors)),
+      anonymous_(std::make_shared<Session>(Session::Parameters{
+          .id = 0, .identity = {}, .client_name = "", .secret = {}, .job_limit = quotas.anonymous_jobs})) {}
+
+absl::StatusOr<std::shared_ptr<Session>> SessionRegistry::Open(const Identity& identity,
+                                                               absl::string_view client_name) {
+  if (absl::Status status = CheckClientName(client_name); !status.ok()) return status;
+  absl::StatusOr<SessionSecret> secret = DrawSecret();
+  if (!secret.ok()) return secret.status();
+
+  absl::MutexLock lock(&mutex_);
+  uint32_t& open = sessions_of_[identity];
+  const bool full = sessions_.size() >= quotas_.sessions;
+  if (full || open >= quotas_.sessions_per_uid) {
+    if (open == 0) sessions_of_.erase(identity);
+    ++counts_.refused_total;
+    if (full) return absl::ResourceExhaustedError(absl::StrCat("sessions: expected at most ", quotas_.sessions));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("sessions: expected at most ", quotas_.sessions_per_uid, " of one user"));
+  }
+  ++open;
+  ++(identity.remote ? counts_.open_remote : counts_.open_local);
+  ++counts_.opened_total;
+  auto session = std::make_shared<Session>(Session::Parameters{.id = next_id_++,
+                                                               .identity = identity,
+                                                               .client_name = std::string(client_name),
+                                                               .secret = *secret,
+                                                               .job_limit = quotas_.jobs_per_session});
+  sessions_.emplace(session->id(), session);
+  return session;
+}
+
+absl::StatusOr<std::shared_ptr<Session>> SessionRegistry::Authenticate(uint64_t id,
+                                                                       absl::string_view secret_hex) const {
+  std::shared_ptr<Session> session;
+  {
+    absl::ReaderMutexLock lock(&mutex_);
+    const auto found = sessions_.find(id);
+    if (found != sessions_.end()) session = found->second;
+  }
+  SessionSecret given{};
+  const bool well_formed = IsHexSecret(secret_hex);
+  if (well_formed) {
+    const std::string bytes = absl::HexStringToBytes(secret_hex);
+    std::copy(bytes.begin(), bytes.end(), given.begin());
+  }
+  // An unknown id is compared as well, with a secret that nobody has, so that it takes as long as a wrong one.
+  static constexpr SessionSecret kNobody{};
+  const bool equal = EqualSecrets(given, session != nullptr ? session->secret() : kNobody);
+  if (session != nullptr && well_formed && equal) return session;
+  unauthenticated_.fetch_add(1, std::memory_order_relaxed);
+  return absl::UnauthenticatedError("session: unknown id or wrong secret");
+}
+
+void SessionRegistry::Close(uint64_t id) {
+  std::shared_ptr<Session> session;
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto found = sessions_.find(id);
+    if (found == sessions_.end()) return;
+    session = std::move(found->second);
+    sessions_.erase(found);
+    const auto open = sessions_of_.find(session->identity());
+    if (--open->second == 0) sessions_of_.erase(open);
+    --(session->identity().remote ? counts_.open_remote : counts_.open_local);
+  }
+  // First closed, then emptied: a registration that is under way either sees the mark or is found by CloseAllOf.
+  session->MarkClosed();
+  regions_->CloseAllOf(*session);
+  tensors_->CloseAllOf(*session);
+}
+
+SessionCounts SessionRegistry::Counts() const {
+  absl::ReaderMutexLock lock(&mutex_);
+  SessionCounts counts = counts_;
+  counts.unauthenticated_total = unauthenticated_.load(std::memory_order_relaxed);
+  return counts;
+}
+
+}  // namespace gemmd

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/tensor_service.h"
+
+#include "server/convert.h"
+#include "server/tensor_transfer.h"
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace gemmd {
+namespace {
+
+using Workers = std::vector<WorkerSnapshot>;
+
+grpc::ServerUnaryReactor* Finished(grpc::CallbackServerContext* context, const absl::Status& status) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpcStatus(status));
+  return reactor;
+}
+
+// A streaming call that is refused before its first message.
+template <typename Reactor>
+class RefusedStream : public Reactor {
+ public:
+  explicit RefusedStream(const absl::Status& status) { this->Finish(ToGrpcStatus(status)); }
+  void OnDone() override { delete this; }
+};
+
+TensorSpec SpecOf(const v1::CreateTensorRequest& request) {
+  TensorSpec spec;
+  // Proto enums are open; a number that does not fit must not wrap around to a known type.
+  spec.dtype = v1::DType_IsValid(request.dtype()) ? static_cast<DType>(request.dtype()) : DType::kNone;
+  spec.shape.assign(request.shape().begin(), request.shape().end());
+  spec.name = request.name();
+  spec.shared = request.shared();
+  return spec;
+}
+
+void Fill(const TensorRecord& record, const Workers& workers, v1::Tensor& tensor) {
+  tensor.set_id(record.id);
+  tensor.set_name(record.name);
+  tensor.set_shared(record.shared);
+  tensor.set_dtype(static_cast<v1::DType>(record.dtype));
+  tensor.mutable_shape()->Assign(record.shape.begin(), record.shape.end());
+  tensor.set_byte_size(record.byte_size);
+  tensor.set_bytes_written(record.bytes_written);
+  tensor.set_references(record.references);
+  const auto worker = static_cast<size_t>(record.worker);
+  if (record.worker >= 0 && worker < workers.size()) tensor.set_device(workers[worker].traits.device);
+}
+
+}  // namespace
+
+grpc::ServerUnaryReactor* TensorService::Create(grpc::CallbackServerContext* context,
+                                                const v1::CreateTensorRequest* request, v1::Tensor* response) {
+  const absl::StatusOr<std::shared_ptr<Session>> session = parts_.authenticator.RequireSession(*context);
+  if (!session.ok()) return Finished(context, session.status());
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  parts_.tensors.CreateTensor(
+      *session, SpecOf(*request),
+      [this, context, reactor, response, session = *session](const absl::StatusOr<TensorRecord>& record) {
+        absl::Status status = record.status();
+        if (record.ok() && context->IsCancelled()) {
+          // Nobody would learn the id.
+          (void)parts_.tensors.Delete(*session, record->id);
+          status = absl::CancelledError("the call was cancelled");
+        } else if (record.ok()) {
+          Fill(*record, parts_.pool.Snapshot(), *response);
+        }
+        reactor->Finish(ToGrpcStatus(status));
+      });
+  return reactor;
+}
+
+grpc::ServerReadReactor<v1::WriteTensorRequest>* TensorService::Write(grpc::CallbackServerContext* context,
+                                                                      v1::WriteTensorResponse* response) {
+  absl::StatusOr<std::shared_ptr<Session>> session = parts_.authenticator.RequireSession(*context);
+  if (!session.ok()) return new RefusedStream<grpc::ServerReadReactor<v1::WriteTensorRequest>>(session.status());
+  return StartWriteCall({parts_, *std::move(session), MonotonicDeadline(context->deadline())}, response);
+}
+
+grpc::ServerUnaryReactor* TensorService::WriteFromSlice(grpc::CallbackServerContext* context,
+                                                        const v1::WriteFromSliceRequest* request,
+                                                        v1::WriteTensorResponse* response) {
+  absl::StatusOr<std::shared_ptr<Session>> session = parts_.authenticator.RequireSession(*context);
+  if (!session.ok()) return Finished(context, session.status());
+  return StartSliceWriteCall({parts_, *std::move(session), MonotonicDeadline(context->deadline())}, *request, response);
+}
+
+grpc::ServerWriteReactor<v1::ReadTensorResponse>* TensorService::Read(grpc::CallbackServerContext* context,
+                                                                      const v1::ReadTensorRequest* request) {
+  absl::StatusOr<std::shared_ptr<Session>> session = parts_.authenticator.RequireSession(*context);
+  if (!session.ok()) return new RefusedStream<grpc::ServerWriteReactor<v1::ReadTensorResponse>>(session.status());
+  return StartReadCall({parts_, *std::move(session), MonotonicDeadline(context->deadline())}, *request);
+}
+
+grpc::ServerUnaryReactor* TensorService::List(grpc::CallbackServerContext* context, const v1::ListTensorsRequest*,
+                                              v1::ListTensorsResponse* response) {
+  const absl::StatusOr<std::shared_ptr<Session>> session = parts_.authenticator.RequireSession(*context);
+  if (!session.ok()) return Finished(context, session.status());
+  const Workers workers = parts_.pool.Snapshot();
+  for (const TensorRecord& record : parts_.tensors.List(**session)) Fill(record, workers, *response->add_tensors());
+  return Finished(context, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* TensorService::Get(grpc::CallbackServerContext* context, const v1::GetTensorRequest* request,
+                                             v1::Tensor* response) {
+  const absl::StatusOr<std::shared_ptr<Session>> session = parts_.authenticator.RequireSession(*context);
+  if (!session.ok()) return Finished(context, session.status());
+  absl::StatusOr<TensorRecord> record = absl::InvalidArgumentError("key: expected id or name, got neither");
+  if (request->has_id()) record = parts_.tensors.Get(**session, request->id());
+  if (request->has_name()) record = parts_.tensors.GetByName(**session, request->name());
+  if (record.ok()) Fill(*record, parts_.pool.Snapshot(), *response);
+  return Finished(context, record.status());
+}
+
+grpc::ServerUnaryReactor* TensorService::Delete(grpc::CallbackServerContext* context,
+                                                const v1::DeleteTensorRequest* request, v1::DeleteTensorResponse*) {
+  const absl::StatusOr<std::shared_ptr<Session>> session = parts_.authenticator.RequireSession(*context);
+  if (!session.ok()) return Finished(context, session.status());
+  return Finished(context, parts_.tensors.Delete(**session, request->id()));
+}
+
+}  // namespace gemmd

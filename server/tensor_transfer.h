@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// The calls of the Tensors service that move bytes, one reactor each. Made by TensorService; each deletes itself when
+// its call is over, which is never before its last copy job is done, so the memory that a job names stays.
+#ifndef GEMMD_SERVER_TENSOR_TRANSFER_H_
+#define GEMMD_SERVER_TENSOR_TRANSFER_H_
+
+#include "gemmd/v1/tensors.grpc.pb.h"
+#include "server/session.h"
+#include "server/tensor_service.h"
+
+#include "absl/status/status.h"
+
+#include <cstdint>
+#include <memory>
+
+namespace gemmd {
+
+// OUT_OF_RANGE unless [offset, offset + byte_size) lies inside `limit` bytes of what `noun` names.
+absl::Status CheckWindow(absl::string_view noun, uint64_t offset, uint64_t byte_size, uint64_t limit);
+
+struct TransferCall {
+  TensorService::Parts parts;
+  std::shared_ptr<Session> session;
+  uint64_t deadline_ns = 0;  // As JobDescriptor::deadline_ns.
+};
+
+grpc::ServerReadReactor<v1::WriteTensorRequest>* StartWriteCall(TransferCall call, v1::WriteTensorResponse* response);
+grpc::ServerUnaryReactor* StartSliceWriteCall(TransferCall call, const v1::WriteFromSliceRequest& request,
+                                              v1::WriteTensorResponse* response);
+grpc::ServerWriteReactor<v1::ReadTensorResponse>* StartReadCall(TransferCall call,
+                                                                const v1::ReadTensorRequest& request);
+
+}  // namespace gemmd
+
+#endif  // GEMMD_SERVER_TENSOR_TRANSFER_H_

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// The workers of this machine as one thing: which memory each of them has, which of them takes a job, and what happens
+// when one dies. Composed of the supervisor (starts and restarts processes) and one WorkerLink per living worker.
+//
+// The pool keeps the descriptor of every region and tensor. A restarted worker gets all of them again before it is
+// ready, so regions and resident tensors survive the death of a worker.
+#ifndef GEMMD_SERVER_WORKER_POOL_H_
+#define GEMMD_SERVER_WORKER_POOL_H_
+
+#include "proto/control.h"
+#include "proto/job.h"
+#include "proto/unique_fd.h"
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace gemmd {
+
+// What the worker said in its hello.
+struct WorkerTraits {
+  std::string device;  // GPU UUID, or "cpu".
+  std::string name;    // For people.
+  uint64_t memory_bytes = 0;
+  uint32_t cores = 0;
+};
+
+enum class WorkerState : uint8_t { kStarting = 1, kReady = 2, kDead = 3, kQuarantined = 4 };
+
+struct WorkerSnapshot {
+  WorkerTraits traits;
+  WorkerState state = WorkerState::kStarting;
+  uint32_t restarts = 0;
+  int pid = 0;
+  uint64_t jobs_in_flight = 0;
+};
+
+// Any worker may take the job, or only the one where its tensors live.
+inline constexpr int kAnyWorker = -1;
+
+// Names a job for Cancel. Ids are unique per worker while the daemon lives, across restarts.
+struct SubmittedJob {
+  int worker = kAnyWorker;
+  uint64_t job_id = 0;
+};
+
+// Thread-safe. Callbacks run on link reader threads and must not block; each is called exactly once.
+class WorkerPool {
+ public:
+  using JobCallback = std::function<void(absl::Status, const JobCompletion&)>;
+  using StatusCallback = std::function<void(absl::Status)>;
+  using AllocateCallback = std::function<void(absl::StatusOr<int> worker)>;
+  using PrepareCallback = std::function<void(absl::StatusOr<ControlReply>)>;
+
+  virtual ~WorkerPool() = default;
+
+  // A fresh id for a region or tensor; ids are never reused while the daemon lives.
+  virtual uint64_t NextRegionId() = 0;
+
+  // Maps a region in every worker, now and after restarts. The pool takes the descriptor. On failure nothing is kept.
+  virtual void MapRegion(uint64_t region_id, RegionKind kind, Access access, uint64_t byte_size, UniqueFd fd,
+                         StatusCallback done) = 0;
+
+  // Closes a region or tensor everywhere and forgets it. Done when no job uses it any more.
+  virtual void CloseRegion(uint64_t region_id, StatusCallback done) = 0;
+
+  // Allocates zeroed memory for a tensor in one worker (the one with most room) and says which.
+  virtual void AllocateTensor(uint64_t region_id, uint64_t byte_size, AllocateCallback done) = 0;
+
+  // Submits to `worker` (an index), or to the ready worker with least predicted work. Errors at once (callback not
+  // called): UNAVAILABLE (none ready; draining is checked by the caller), RESOURCE_EXHAUSTED (ring full).
+  // The callback may run before Submit returns, on another thread.
+  virtual absl::StatusOr<SubmittedJob> Submit(const JobDescriptor& descriptor, int worker, JobCallback done) = 0;
+
+  // The same, for callers that hold no lock: this thread may wait for completions for some tens of microseconds and run
+  // callbacks, of this job and of others, before it returns. Saves the wake of another thread for a small product.
+  virtual absl::StatusOr<SubmittedJob> SubmitAndAssist(const JobDescriptor& descriptor, int worker, JobCallback done) {
+    return Submit(descriptor, worker, std::move(done));
+  }
+
+  // Asks the worker to drop a job that still waits; its callback then gets CANCELLED. A job that runs is left alone,
+  // one that is done is none of its business.
+  virtual void Cancel(const SubmittedJob& job) = 0;
+
+  // Makes kernels ready on every ready worker.
+  virtual void Prepare(const PrepareShape& shape, PrepareCallback done) = 0;
+
+  virtual std::vector<WorkerSnapshot> Snapshot() const = 0;
+};
+
+}  // namespace gemmd
+
+#endif  // GEMMD_SERVER_WORKER_POOL_H_

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// compile_kernels [--every=N]: compiles each (or each N-th) configuration that selection can give with NVRTC, without a
+// GPU, and fails if one does not compile, spills registers, or has its WGMMA serialized by the assembler.
+#include "gpu/cuda/gemm_config.h"
+#include "gpu/jit/kernel_source.h"
+#include "gpu/jit/nvrtc_compiler.h"
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace gemmd {
+namespace {
+
+// The first line of the assembler's report that must not be there; empty if all is well.
+std::string Complaint(const std::string& log) {
+  for (const absl::string_view line : absl::StrSplit(log, '\n')) {
+    const bool spills = absl::StrContains(line, "spill stores") && !absl::StrContains(line, " 0 bytes spill stores");
+    // C7508: setmaxnreg ignored. C7510 and its kind: WGMMA serialized.
+    if (spills || absl::StrContains(line, "C75") || absl::StrContains(line, "serializ")) return std::string(line);
+  }
+  return {};
+}
+
+int CompileAll(size_t every) {
+  std::vector<std::string> expressions;
+  const std::vector<GemmTraits> traits = SelectableTraits();
+  for (size_t i = 0; i < traits.size(); i += every) expressions.push_back(ExpressionOf(traits[i]));
+  for (const char* x : {"float", "gemmd::Bf16"}) {
+    expressions.push_back(absl::StrCat("gemmd::QuantizeRows<", x, ">"));
+    expressions.push_back(absl::StrCat("gemmd::QuantizeBlocks<", x, ">"));
+  }
+  const NvrtcCompiler compiler(EmbeddedKernelSources(), {"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh"});
+  std::atomic<size_t> next = 0;
+  std::atomic<int> failures = 0;
+  std::vector<std::thread> threads;
+  for (unsigned t = 0; t < std::max(std::thread::hardware_concurrency(), 1u); ++t) {
+    threads.emplace_back([&] {
+      for (size_t i = next++; i < expressions.size(); i = next++) {
+        std::string log;
+        const auto kernel = compiler.Compile(compiler.KeyOf(expressions[i]), &log);
+        const std::string complaint = kernel.ok() ? Complaint(log) : std::string(kernel.status().message());
+        if (complaint.empty()) continue;
+        ++failures;
+        std::printf("%s: %s\n", expressions[i].c_str(), complaint.c_str());
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  std::printf("%zu kernels compiled, %d with complaints\n", expressions.size(), failures.load());
+  return failures == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace gemmd
+
+int main(int argc, char** argv) {
+  size_t every = 1;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (absl::StartsWith(argument, "--every=")) every = std::strtoull(argument.c_str() + 8, nullptr, 10);
+  }
+  return gemmd::CompileAll(std::max<size_t>(every, 1));
+}

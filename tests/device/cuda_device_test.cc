@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+// What only the CUDA device has: memory of the GPU that outlives the object that allocated it, merged launches on
+// resident weights, many batches in flight. The operations themselves: tests/gpu/cpu_device_operations_test.cc.
+#include "gpu/cuda/cuda_device.h"
+
+#include "proto/element_type.h"
+#include "proto/shared_memory.h"
+
+#include "absl/synchronization/mutex.h"
+#include "gtest/gtest.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+namespace gemmd {
+namespace {
+
+class CudaDeviceTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    absl::StatusOr<std::unique_ptr<Device>> device = CudaDevice::Open({});
+    if (!device.ok()) GTEST_SKIP() << device.status();
+    device_ = *std::move(device);
+  }
+
+  // Host memory that the device has mapped, filled with `value`.
+  template <typename T>
+  Operand HostMatrix(DType dtype, int64_t rows, int64_t columns, T value, T** data) {
+    const uint64_t bytes = static_cast<uint64_t>(rows * columns) * sizeof(T);
+    UniqueFd fd = *CreateSealedMemory(bytes);
+    mappings_.push_back(*SharedMapping::Map(fd.get(), bytes, Access::kReadWrite));
+    *data = reinterpret_cast<T*>(mappings_.back().data());
+    std::fill_n(*data, rows * columns, value);
+    auto memory = device_->Map({RegionKind::kHost, Access::kReadWrite, bytes}, std::move(fd));
+    EXPECT_TRUE(memory.ok()) << memory.status();
+    return Window(*memory, dtype, rows, columns);
+  }
+
+  Operand Window(std::shared_ptr<DeviceMemory> memory, DType dtype, int64_t rows, int64_t columns) {
+    Operand operand;
+    operand.memory = std::move(memory);
+    operand.region = ++regions_;
+    operand.dtype = dtype;
+    operand.rank = 2;
+    operand.shape = {rows, columns};
+    operand.strides = {columns, 1};
+    return operand;
+  }
+
+  std::vector<Reason> Run(Batch batch) {
+    std::vector<Reason> reasons;
+    device_->Submit(std::move(batch), [&](Batch, BatchResult result) { reasons = result.reasons; });
+    device_->Wait();
+    return reasons;
+  }
+
+  static Job Bf16Product(const Operand& a, const Operand& b, const Operand& d) {
+    Job job;
+    job.gemm.op = Op::kDense;
+    job.gemm.scaling = Scaling::kNone;
+    job.gemm.m = a.shape[0];
+    job.gemm.n = b.shape[0];
+    job.gemm.k = a.shape[1];
+    job.gemm.operand(OperandIndex::kA) = a;
+    job.gemm.operand(OperandIndex::kB) = b;
+    job.gemm.operand(OperandIndex::kD) = d;
+    return job;
+  }
+
+  static Job CopyBytes(const Operand& from, const Operand& to, int64_t bytes) {
+    Job job;
+    job.gemm.op = Op::kCopy;
+    job.gemm.m = 1;
+    job.gemm.k = bytes;
+    job.gemm.operand(OperandIndex::kA) = from;
+    job.gemm.operand(OperandIndex::kD) = to;
+    return job;
+  }
+
+  std::unique_ptr<Device> device_;
+  std::vector<SharedMapping> mappings_;
+  uint64_t regions_ = 0;
+};
+
+TEST_F(CudaDeviceTest, ATensorSurvivesTheObjectThatAllocatedItAsLongAsItsDescriptorLives) {
+  constexpr int64_t kBytes = 5'000'000;
+  absl::StatusOr<Allocation> allocation = device_->Allocate(kBytes);
+  ASSERT_TRUE(allocation.ok()) << allocation.status();
+  uint8_t* bytes = nullptr;
+  const Operand host = HostMatrix<uint8_t>(DType::kU8, 1, kBytes, 0x5a, &bytes);
+  Batch batch;
+  batch.jobs.push_back(CopyBytes(host, Window(allocation->memory, DType::kU8, 1, kBytes), kBytes));
+  ASSERT_EQ(Run(std::move(batch))[0].rule, Rule::kNone);
+  allocation->memory.reset();
+  auto again = device_->Map({RegionKind::kTensor, Access::kReadWrite, kBytes}, std::move(allocation->fd));
+  ASSERT_TRUE(again.ok()) << again.status();
+  std::vector<uint8_t> read(kBytes);
+  ASSERT_TRUE((*again)->ReadBytes(0, kBytes, read.data()).ok());
+  EXPECT_EQ(read, std::vector<uint8_t>(kBytes, 0x5a));
+}
+
+TEST_F(CudaDeviceTest, JobsOnOneResidentBShareALaunchAndEachGetsItsOwnRows) {
+  constexpr int64_t kN = 64, kK = 128;
+  const uint16_t one = FloatToBf16(1.0f);
+  uint16_t* unused = nullptr;
+  const Operand b = HostMatrix<uint16_t>(DType::kBf16, kN, kK, one, &unused);
+  Batch batch;
+  std::vector<float*> results;
+  for (int i = 1; i <= 5; ++i) {
+    const Operand a = HostMatrix<uint16_t>(DType::kBf16, i * 3, kK, FloatToBf16(static_cast<float>(i)), &unused);
+    float* d = nullptr;
+    const Operand out = HostMatrix<float>(DType::kF32, i * 3, kN, -1.0f, &d);
+    results.push_back(d);
+    batch.jobs.push_back(Bf16Product(a, b, out));
+  }
+  for (const Reason& reason : Run(std::move(batch))) ASSERT_EQ(reason.rule, Rule::kNone);
+  for (int i = 1; i <= 5; ++i) {
+    for (int64_t at = 0; at < i * 3 * kN; ++at) {
+      ASSERT_EQ(results[static_cast<size_t>(i - 1)][at], static_cast<float>(i) * kK)
+          << "job " << i << " element " << at;
+    }
+  }
+}
+
+TEST_F(CudaDeviceTest, ManyBatchesInFlightAllComplete) {
+  constexpr int64_t kM = 256, kN = 512, kK = 512;
+  uint16_t* unused = nullptr;
+  const Operand a = HostMatrix<uint16_t>(DType::kBf16, kM, kK, FloatToBf16(1.0f), &unused);
+  const Operand b = HostMatrix<uint16_t>(DType::kBf16, kN, kK, FloatToBf16(2.0f), &unused);
+  absl::Mutex mutex;
+  int failed = 0;
+  std::vector<float*> results;
+  for (int i = 0; i < 40; ++i) {
+    float* d = nullptr;
+    const Operand out = HostMatrix<float>(DType::kF32, kM, kN, -1.0f, &d);
+    results.push_back(d);
+    Batch batch;
+    batch.jobs.push_back(Bf16Product(a, b, out));
+    device_->Submit(std::move(batch), [&](Batch, BatchResult result) {
+      absl::MutexLock lock(&mutex);
+      failed += result.reasons[0].rule != Rule::kNone;
+    });
+  }
+  device_->Wait();
+  EXPECT_EQ(failed, 0);
+  for (const float* d : results) EXPECT_EQ(std::count(d, d + kM * kN, 2.0f * kK), kM * kN);
+}
+
+TEST_F(CudaDeviceTest, TooLargeAnAllocationIsRefusedAndTheNextOneSucceeds) {
+  EXPECT_TRUE(absl::IsResourceExhausted(device_->Allocate(uint64_t{1} << 40).status()));
+  EXPECT_TRUE(device_->Allocate(1 << 20).ok());
+  EXPECT_TRUE(device_->Healthy().ok());
+}
+
+TEST_F(CudaDeviceTest, AMemfdIsNotATensor) {
+  const auto memory = device_->Map({RegionKind::kTensor, Access::kReadWrite, 4096}, *CreateSealedMemory(4096));
+  EXPECT_TRUE(absl::IsInvalidArgument(memory.status())) << memory.status();
+  EXPECT_TRUE(device_->Healthy().ok());
+}
+
+}  // namespace
+}  // namespace gemmd

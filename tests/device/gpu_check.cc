@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+// gpu_check: is every kernel right on this GPU? Runs a generated grid of products with each configuration that may run
+// them, compares with FP64, looks for bytes written outside D, and compares bits between configurations and runs.
+// Prints a line for each failure and a summary for each kind; exits 0 only if all is right.
+#include "gpu/cuda/gemm_launcher.h"
+#include "tests/device/gpu_workbench.h"
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace gemmd {
+namespace {
+
+// A kernel that hangs must name itself before the program is killed.
+void WaitOrDie(const std::string& what) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while (true) {
+    const cudaError_t state = cudaStreamQuery(nullptr);
+    if (state == cudaSuccess) return;
+    if (state != cudaErrorNotReady) {
+      std::printf("FAULT %s: %s\n", what.c_str(), cudaGetErrorString(state));
+      std::fflush(stdout);
+      std::_Exit(4);
+    }
+    if (std::chrono::steady_clock::now() > deadline) {
+      std::printf("HANG %s\n", what.c_str());
+      std::fflush(stdout);
+      std::_Exit(5);
+    }
+  }
+}
+
+struct Tally {
+  int runs = 0;
+  int failures = 0;
+  double frobenius = 0;
+  double largest = 0;
+};
+
+class Checker {
+ public:
+  explicit Checker(GemmLauncher& launcher, bool every_config) : launcher_(launcher), every_config_(every_config) {}
+
+  void Run(const Product& product) {
+    Workbench bench(product, kernels_);
+    WaitOrDie("preparing " + product.Name());
+    const Grouping grouping = !bench.call().segment_a.empty() ? Grouping::kDepth
+                              : bench.call().clip_rows        ? Grouping::kRows
+                                                              : Grouping::kDense;
+    std::vector<GemmConfig> configs;
+    if (bench.call().segments.empty()) {
+      configs.push_back({});
+    } else if (every_config_) {
+      for (const TileChoice& tile : Candidates(product.scaling, grouping)) {
+        const GemmTraits traits = TraitsOf(tile, product.scaling, product.output, grouping);
+        if (traits.legal()) configs.push_back({traits, BandOf(traits, launcher_.sms())});
+      }
+    } else {
+      configs.push_back(launcher_.ConfigOf(bench.call()));
+      GemmShape shape{product.scaling, product.output, grouping, 0, 0, {}};
+      configs.push_back(FallbackConfig(shape));
+    }
+    bool first = true;
+    for (const GemmConfig& config : configs) {
+      const std::string name = absl::StrCat(product.Name(), " | ", Describe(config.traits));
+      bench.ResetOutput();
+      const absl::Status status = launcher_.Launch(bench.call(), nullptr, config);
+      if (!status.ok()) {
+        Fail(product, name, status.ToString());
+        continue;
+      }
+      WaitOrDie(name);
+      Note(product, name, bench.Check(1));
+      // Any configuration and any run gives the same bits.
+      if (first) bench.Keep();
+      for (int again = 0; again < 2; ++again) {
+        if (const uint64_t bytes = bench.DifferencesFromKept(); bytes > 0) {
+          Fail(product, name,
+               absl::StrCat("differs in ", bytes, " bytes from ",
+                            again ? "its other run" : Describe(configs[0].traits)));
+          break;
+        }
+        if (again == 1) break;
+        bench.ResetOutput();
+        if (!launcher_.Launch(bench.call(), nullptr, config).ok()) break;
+        WaitOrDie(name);
+      }
+      first = false;
+    }
+  }
+
+  int Report() const {
+    int failures = 0;
+    for (const auto& [kind, tally] : tallies_) {
+      std::printf("%-28s runs %5d failures %4d worst frobenius %.2e worst element %.2e\n", kind.c_str(), tally.runs,
+                  tally.failures, tally.frobenius, tally.largest);
+      failures += tally.failures;
+    }
+    return failures == 0 ? 0 : 1;
+  }
+
+ private:
+  static std::string KindOf(const Product& product) {
+    return absl::StrCat(product.kind,
+                        product.scaling == KernelScaling::kRowBlock ? " 1d2d"
+                        : product.scaling == KernelScaling::kRowRow ? " 1d1d"
+                                                                    : " bf16",
+                        product.output == KernelOutput::kBf16  ? " bf16"
+                        : product.output == KernelOutput::kF32 ? " f32"
+                                                               : " f32+=");
+  }
+  void Note(const Product& product, const std::string& name, const CheckOutcome& outcome) {
+    Tally& tally = tallies_[KindOf(product)];
+    ++tally.runs;
+    tally.frobenius = std::max(tally.frobenius, outcome.frobenius);
+    tally.largest = std::max(tally.largest, outcome.largest);
+    if (!outcome.ok) {
+      Fail(product, name,
+           absl::StrCat("frobenius ", outcome.frobenius, " largest ", outcome.largest, " unwritten or NaN ",
+                        outcome.not_finite, " bytes outside ", outcome.outside));
+    }
+  }
+  void Fail(const Product& product, const std::string& name, const std::string& why) {
+    Tally& tally = tallies_[KindOf(product)];
+    ++tally.failures;
+    if (++printed_ <= 60) std::printf("FAIL %s: %s\n", name.c_str(), why.c_str());
+    std::fflush(stdout);
+  }
+
+  GemmLauncher& launcher_;
+  bool every_config_;
+  TestKernels kernels_;
+  std::map<std::string, Tally> tallies_;
+  int printed_ = 0;
+};
+
+// `effort`: products per shape class; 0 is a reduced grid, for runs under compute-sanitizer.
+void RunGrid(Checker& checker, int effort) {
+  const bool reduced = effort == 0;
+  effort = std::max(effort, 1);
+  std::mt19937 random(7);
+  const auto pick = [&](const auto& list) { return list[random() % std::size(list)]; };
+  const int64_t ms[] = {0,   1,   2,   7,   8,   16,  17,  31,  33,  64,  65,   100,
+                        127, 128, 129, 200, 255, 256, 257, 300, 511, 513, 1025, 4097};
+  const int64_t ns[] = {8, 64, 72, 128, 136, 192, 256, 576, 1000, 2112};
+  const int64_t ks[] = {16, 128, 144, 256, 400, 512, 1040, 2048};
+  uint64_t seed = 1;
+  for (const KernelScaling scaling : {KernelScaling::kRowBlock, KernelScaling::kRowRow, KernelScaling::kBf16}) {
+    for (const KernelOutput output : {KernelOutput::kBf16, KernelOutput::kF32, KernelOutput::kF32Add}) {
+      for (const int64_t m : ms) {
+        if (reduced && (m % 32 != 1 || m > 300)) continue;
+        for (int i = 0; i < effort; ++i) {
+          Product p{"dense", scaling, output, m, pick(ns), pick(ks), {}};
+          p.sfa_m_major = random() % 2;
+          p.sfb_m_major = scaling == KernelScaling::kRowRow && random() % 2;
+          p.d_padding = random() % 2 * 8;
+          p.seed = seed += 10;
+          checker.Run(p);
+        }
+      }
+      // K = 0 gives zeros, or leaves D alone.
+      checker.Run({"dense", scaling, output, 33, 136, 0, {}});
+    }
+  }
+  const std::vector<std::vector<int64_t>> groups = {{5},
+                                                    {0, 0, 7},
+                                                    {1, 1, 1, 1},
+                                                    {128, 64, 0, 200},
+                                                    {300, 1, 0, 17, 129},
+                                                    {0, 513, 0, 2, 0},
+                                                    std::vector<int64_t>(300, 3)};
+  for (const KernelScaling scaling : {KernelScaling::kRowBlock, KernelScaling::kBf16}) {
+    for (const char* kind : {"contiguous", "masked"}) {
+      for (const auto& group : groups) {
+        for (int i = 0; i < effort; ++i) {
+          Product p{kind, scaling, KernelOutput::kBf16, 530, pick(ns), pick(ks), group};
+          if (group.size() > 100) p.m = 5, p.n = 72, p.k = 144;
+          p.sfa_m_major = random() % 2;
+          p.d_padding = random() % 2 * 8;
+          p.seed = seed += 10;
+          checker.Run(p);
+          if (scaling == KernelScaling::kBf16) {
+            p.output = KernelOutput::kF32;
+            checker.Run(p);
+          }
+        }
+      }
+    }
+  }
+  const std::vector<std::vector<int64_t>> depths = {
+      {128, 256}, {0, 512, 16}, {144, 0, 400, 1040}, std::vector<int64_t>(60, 48)};
+  for (const KernelScaling scaling : {KernelScaling::kRowRow, KernelScaling::kBf16}) {
+    for (const KernelOutput output : {KernelOutput::kF32, KernelOutput::kF32Add}) {
+      for (const auto& depth : depths) {
+        Product p{"kgrouped", scaling, output, pick(ms) + 1, pick(ns), 0, depth};
+        p.sfa_m_major = random() % 2;
+        p.sfb_m_major = random() % 2;
+        p.seed = seed += 10;
+        checker.Run(p);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace gemmd
+
+// gpu_check [--all-configs] [--effort=N] [--cache=DIR] [--threads=N]
+int main(int argc, char** argv) {
+  bool every_config = false;
+  int effort = 2;
+  gemmd::GemmLauncher::Options options;
+  options.compile.threads = 2;
+  options.compile.queue_limit = 4096;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (argument == "--all-configs") every_config = true;
+    if (absl::StartsWith(argument, "--effort=")) effort = std::atoi(argument.c_str() + 9);
+    if (absl::StartsWith(argument, "--cache=")) options.cache_directory = argument.substr(8);
+    if (absl::StartsWith(argument, "--threads=")) options.compile.threads = std::atoi(argument.c_str() + 10);
+  }
+  auto launcher = gemmd::GemmLauncher::Create(options);
+  if (!launcher.ok()) {
+    std::printf("%s\n", launcher.status().ToString().c_str());
+    return 77;
+  }
+  const auto start = std::chrono::steady_clock::now();
+  const auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
+  std::vector<std::thread> compilers;
+  const std::vector<gemmd::GemmTraits> all = gemmd::SelectableTraits();
+  for (int t = 0; t < (effort == 0 ? 0 : options.compile.threads); ++t) {
+    compilers.emplace_back([&, t] {
+      for (size_t i = static_cast<size_t>(t); i < all.size(); i += static_cast<size_t>(options.compile.threads)) {
+        if (const auto made = (*launcher)->Prepare(all[i]); !made.ok())
+          std::printf("%s\n", made.status().ToString().c_str());
+      }
+    });
+  }
+  for (std::thread& thread : compilers) thread.join();
+  std::printf("%zu kernels compiled or loaded in %.1f s\n", all.size(), seconds());
+  std::fflush(stdout);
+  gemmd::Checker checker(**launcher, every_config);
+  gemmd::RunGrid(checker, effort);
+  std::printf("grid took %.1f s\n", seconds());
+  return checker.Report();
+}

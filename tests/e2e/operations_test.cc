@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every operation through every transport and both paths of a real daemon, checked against the FP64 reference.
+#include "client/client.h"
+#include "client/problem.h"
+#include "tests/e2e/process.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace gemmd {
+namespace {
+
+struct Case {
+  std::string name;
+  ProblemSpec spec;
+};
+
+std::vector<Case> Cases() {
+  return {
+      {"Dense1D2D", {.op = Op::kDense, .m = 37, .n = 264, .k = 400}},
+      {"Dense1D2DToF32", {.op = Op::kDense, .d_dtype = DType::kF32, .m = 5, .n = 132, .k = 272}},
+      {"Dense1D1D", {.op = Op::kDense, .scaling = Scaling::k1D1D, .d_dtype = DType::kF32, .m = 65, .n = 136, .k = 256}},
+      {"DenseBf16", {.op = Op::kDense, .scaling = Scaling::kNone, .m = 33, .n = 72, .k = 200}},
+      {"ContiguousOffsets",
+       {.op = Op::kMGroupedContiguous, .m = 40, .n = 136, .k = 256, .groups = 5, .group_sizes = {0, 1, 30, 0, 9}}},
+      {"ContiguousRowIndex",
+       {.op = Op::kMGroupedContiguous, .encoding = GroupEncoding::kRowIndex, .m = 64, .n = 128, .k = 128, .groups = 3}},
+      {"ContiguousAlignedEnds",
+       {.op = Op::kMGroupedContiguous,
+        .encoding = GroupEncoding::kAlignedEnds,
+        .m = 300,
+        .n = 128,
+        .k = 128,
+        .groups = 2}},
+      {"Masked", {.op = Op::kMGroupedMasked, .m = 24, .n = 136, .k = 256, .groups = 4, .group_sizes = {24, 0, 1, 17}}},
+      {"KGrouped",
+       {.op = Op::kKGrouped,
+        .scaling = Scaling::k1D1D,
+        .d_dtype = DType::kF32,
+        .m = 24,
+        .n = 40,
+        .k = 544,
+        .groups = 3,
+        .group_sizes = {400, 0, 144}}},
+      {"Quantize1x128", {.op = Op::kQuantize, .block = QuantizeBlock::k1x128, .m = 130, .k = 336}},
+      {"Quantize128x128", {.op = Op::kQuantize, .block = QuantizeBlock::k128x128, .m = 130, .k = 336}},
+  };
+}
+
+class OperationsTest : public ::testing::TestWithParam<Transport> {
+ protected:
+  static void SetUpTestSuite() {
+    auto daemon = testing::Daemon::Start();
+    ASSERT_TRUE(daemon.ok()) << daemon.status();
+    daemon_ = *std::move(daemon);
+    auto client = Client::Connect(daemon_->address());
+    ASSERT_TRUE(client.ok()) << client.status();
+    client_ = *std::move(client);
+  }
+  static void TearDownTestSuite() {
+    client_.reset();
+    daemon_.reset();
+  }
+
+  absl::StatusOr<std::unique_ptr<Problem>> Make(const ProblemSpec& spec) {
+    std::shared_ptr<const Weights> weights;
+    if (spec.op != Op::kQuantize) {
+      auto made = Weights::Create(client_.get(), spec, GetParam(), 7);
+      if (!made.ok()) return made.status();
+      weights = *std::move(made);
+    }
+    return Problem::Create(client_.get(), spec, GetParam(), weights, 11);
+  }
+
+  static inline std::unique_ptr<testing::Daemon> daemon_;
+  static inline std::unique_ptr<Client> client_;
+};
+
+TEST_P(OperationsTest, UnaryResultsAreWithinTheLimits) {
+  for (const Case& one : Cases()) {
+    SCOPED_TRACE(one.name);
+    const auto problem = Make(one.spec);
+    ASSERT_TRUE(problem.ok()) << problem.status();
+    (*problem)->ResetResult();
+    const auto response = client_->Run((*problem)->request());
+    ASSERT_TRUE(response.ok()) << response.status();
+    EXPECT_TRUE((*problem)->Check(*response).ok()) << (*problem)->Check(*response).status();
+  }
+}
+
+TEST_P(OperationsTest, PipelinedResultsAreWithinTheLimits) {
+  std::vector<std::unique_ptr<Problem>> problems;
+  for (const Case& one : Cases()) {
+    auto problem = Make(one.spec);
+    ASSERT_TRUE(problem.ok()) << one.name << ": " << problem.status();
+    (*problem)->ResetResult();
+    problems.push_back(*std::move(problem));
+  }
+  std::vector<absl::StatusOr<v1::RunResponse>> responses(problems.size(), absl::UnknownError("no answer"));
+  const std::unique_ptr<RunStream> stream = client_->OpenStream();
+  for (size_t i = 0; i < problems.size(); ++i) {
+    const absl::Status status = stream->Submit(
+        problems[i]->request(), [&responses, i](absl::StatusOr<v1::RunResponse> response) { responses[i] = response; });
+    ASSERT_TRUE(status.ok()) << status;
+  }
+  ASSERT_TRUE(stream->Close().ok());
+  for (size_t i = 0; i < problems.size(); ++i) {
+    ASSERT_TRUE(responses[i].ok()) << Cases()[i].name << ": " << responses[i].status();
+    EXPECT_TRUE(problems[i]->Check(*responses[i]).ok())
+        << Cases()[i].name << ": " << problems[i]->Check(*responses[i]).status();
+  }
+}
+
+TEST_P(OperationsTest, AccumulationAddsToWhatDHolds) {
+  if (GetParam() == Transport::kInline || GetParam() == Transport::kTensor) GTEST_SKIP() << "D comes back inline";
+  const auto problem =
+      Make({.op = Op::kDense, .d_dtype = DType::kF32, .accumulate = true, .m = 17, .n = 128, .k = 256});
+  ASSERT_TRUE(problem.ok()) << problem.status();
+  (*problem)->ResetResult();
+  const auto response = client_->Run((*problem)->request());
+  ASSERT_TRUE(response.ok()) << response.status();
+  EXPECT_TRUE((*problem)->Check(*response).ok()) << (*problem)->Check(*response).status();
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, OperationsTest,
+                         ::testing::Values(Transport::kInline, Transport::kHost, Transport::kSharedMemory,
+                                           Transport::kTensor),
+                         [](const auto& param_info) { return std::string(Name(param_info.param)); });
+
+}  // namespace
+}  // namespace gemmd

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/e2e/process.h"
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+
+#include <arpa/inet.h>
+#include <cerrno>
+#include <csignal>
+#include <cstdlib>
+#include <fcntl.h>
+#include <filesystem>
+#include <fstream>
+#include <netinet/in.h>
+#include <poll.h>
+#include <spawn.h>
+#include <sstream>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <utility>
+
+extern char** environ;
+
+namespace gemmd::testing {
+namespace {
+
+// Generous: sanitizer builds on two busy cores start slowly.
+constexpr absl::Duration kStartTimeout = absl::Seconds(60);
+
+int PollMilliseconds(absl::Time deadline) {
+  const absl::Duration left = deadline - absl::Now();
+  if (left <= absl::ZeroDuration()) return 0;
+  return static_cast<int>(absl::ToInt64Milliseconds(absl::Ceil(left, absl::Milliseconds(1))));
+}
+
+// "key=value" from the ready line; values end at the next " key=".
+std::string ReadyValue(absl::string_view line, absl::string_view key) {
+  const size_t start = line.find(absl::StrCat(key, "="));
+  if (start == absl::string_view::npos) return "";
+  absl::string_view rest = line.substr(start + key.size() + 1);
+  const size_t next = rest.find('=');
+  if (next == absl::string_view::npos) return std::string(rest);
+  rest = rest.substr(0, next);
+  return std::string(absl::StripSuffix(rest.substr(0, rest.rfind(' ')), " "));
+}
+
+}  // namespace
+
+TemporaryDirectory::TemporaryDirectory() {
+  std::string name = "/tmp/gemmd-test-XXXXXX";
+  if (mkdtemp(name.data()) == nullptr) std::abort();
+  path_ = name;
+}
+
+TemporaryDirectory::~TemporaryDirectory() {
+  std::error_code ignored;
+  std::filesystem::remove_all(path_, ignored);
+}
+
+std::string BinaryDirectory() { return GEMMD_BINARY_DIRECTORY; }
+
+absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(const std::vector<std::string>& arguments) {
+  int input[2];
+  int output[2];
+  if (pipe2(input, O_CLOEXEC) != 0) return absl::ErrnoToStatus(errno, "pipe");
+  UniqueFd input_read(input[0]);
+  UniqueFd input_write(input[1]);
+  if (pipe2(output, O_CLOEXEC) != 0) return absl::ErrnoToStatus(errno, "pipe");
+  UniqueFd output_read(output[0]);
+  UniqueFd output_write(output[1]);
+
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, input_read.get(), STDIN_FILENO);
+  posix_spawn_file_actions_adddup2(&actions, output_write.get(), STDOUT_FILENO);
+  std::vector<char*> argv;
+  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+  argv.push_back(nullptr);
+  pid_t pid = -1;
+  const int error = posix_spawn(&pid, argv[0], &actions, nullptr, argv.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  if (error != 0) return absl::ErrnoToStatus(error, absl::StrCat("cannot start ", arguments[0]));
+
+  std::unique_ptr<ChildProcess> child(new ChildProcess());
+  child->pid_ = pid;
+  child->input_ = std::move(input_write);
+  child->output_ = std::move(output_read);
+  return child;
+}
+
+ChildProcess::~ChildProcess() {
+  if (reaped_) return;
+  kill(pid_, SIGKILL);
+  waitpid(pid_, nullptr, 0);
+}
+
+absl::Status ChildProcess::FillBuffer(absl::Time deadline) {
+  pollfd ready{output_.get(), POLLIN, 0};
+  const int count = poll(&ready, 1, PollMilliseconds(deadline));
+  if (count < 0 && errno == EINTR) return absl::OkStatus();
+  if (count == 0) return absl::DeadlineExceededError(absl::StrCat("no output in time; so far: ", buffer_));
+  char bytes[4096];
+  const ssize_t size = read(output_.get(), bytes, sizeof(bytes));
+  if (size <= 0) return absl::UnavailableError(absl::StrCat("end of output; unread: ", buffer_));
+  buffer_.append(bytes, static_cast<size_t>(size));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> ChildProcess::ReadLine(absl::Duration timeout) {
+  const absl::Time deadline = absl::Now() + timeout;
+  size_t end = buffer_.find('\n');
+  while (end == std::string::npos) {
+    if (absl::Status status = FillBuffer(deadline); !status.ok()) return status;
+    end = buffer_.find('\n');
+  }
+  std::string line = buffer_.substr(0, end);
+  buffer_.erase(0, end + 1);
+  return line;
+}
+
+absl::StatusOr<std::string> ChildProcess::ReadAll(absl::Duration timeout) {
+  const absl::Time deadline = absl::Now() + timeout;
+  for (;;) {
+    const absl::Status status = FillBuffer(deadline);
+    if (absl::IsUnavailable(status)) return std::exchange(buffer_, "");
+    if (!status.ok()) return status;
+  }
+}
+
+void ChildProcess::Signal(int signal_number) const {
+  if (!reaped_) kill(pid_, signal_number);
+}
+
+absl::StatusOr<int> ChildProcess::WaitForExit(absl::Duration timeout) {
+  const bool exited = WaitUntil(timeout, [this] {
+    if (!reaped_ && waitpid(pid_, &wait_status_, WNOHANG) == pid_) reaped_ = true;
+    return reaped_;
+  });
+  if (!exited) return absl::DeadlineExceededError(absl::StrCat("process ", pid_, " still runs"));
+  return wait_status_;
+}
+
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& options) {
+  std::unique_ptr<Daemon> daemon(new Daemon());
+  std::string listen = daemon->address();
+  if (options.tcp) absl::StrAppend(&listen, ",127.0.0.1:0");
+  std::vector<std::string> arguments = {BinaryDirectory() + "/gemmd", "--listen=" + listen,
+                                        "--metrics_listen=127.0.0.1:0", "--workers=cpu", "--drain_delay=0s"};
+  arguments.insert(arguments.end(), options.flags.begin(), options.flags.end());
+  absl::StatusOr<std::unique_ptr<ChildProcess>> process = ChildProcess::Start(arguments);
+  if (!process.ok()) return process.status();
+  daemon->process_ = *std::move(process);
+  absl::StatusOr<std::string> line = daemon->process_->ReadLine(kStartTimeout);
+  if (!line.ok()) return line.status();
+  if (!absl::StartsWith(*line, "gemmd ready:")) return absl::InternalError(absl::StrCat("unexpected: ", *line));
+  daemon->metrics_address_ = ReadyValue(*line, "metrics");
+  for (absl::string_view part : absl::StrSplit(ReadyValue(*line, "listen"), ',')) {
+    part = absl::StripAsciiWhitespace(part);
+    if (!absl::StartsWith(part, "unix:")) daemon->tcp_address_ = std::string(part);
+  }
+  return daemon;
+}
+
+absl::StatusOr<std::string> Daemon::Metrics() const {
+  const std::pair<std::string, std::string> host_port = absl::StrSplit(metrics_address_, absl::MaxSplits(':', 1));
+  int port = 0;
+  if (!absl::SimpleAtoi(host_port.second, &port)) return absl::InternalError("no metrics address");
+  const UniqueFd socket_fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  inet_pton(AF_INET, host_port.first.c_str(), &address.sin_addr);
+  if (connect(socket_fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+    return absl::ErrnoToStatus(errno, "connect to the metrics listener");
+  }
+  constexpr absl::string_view kRequest = "GET /metrics HTTP/1.0\r\n\r\n";
+  if (send(socket_fd.get(), kRequest.data(), kRequest.size(), MSG_NOSIGNAL) < 0) {
+    return absl::ErrnoToStatus(errno, "send");
+  }
+  std::string page;
+  char bytes[16384];
+  ssize_t size = 0;
+  while ((size = read(socket_fd.get(), bytes, sizeof(bytes))) > 0) page.append(bytes, static_cast<size_t>(size));
+  return page;
+}
+
+absl::StatusOr<double> Daemon::Metric(const std::string& series) const {
+  absl::StatusOr<std::string> page = Metrics();
+  if (!page.ok()) return page.status();
+  for (absl::string_view line : absl::StrSplit(*page, '\n')) {
+    if (!absl::ConsumePrefix(&line, series) || !absl::ConsumePrefix(&line, " ")) continue;
+    double value = 0;
+    if (absl::SimpleAtod(absl::StripAsciiWhitespace(line), &value)) return value;
+  }
+  return absl::NotFoundError(absl::StrCat("no series ", series));
+}
+
+int Daemon::OpenDescriptors() const {
+  int count = 0;
+  for ([[maybe_unused]] const auto& entry :
+       std::filesystem::directory_iterator(absl::StrCat("/proc/", process_->pid(), "/fd"))) {
+    ++count;
+  }
+  return count;
+}
+
+int64_t Daemon::AnonymousBytes() const {
+  std::ifstream status(absl::StrCat("/proc/", process_->pid(), "/status"));
+  std::string line;
+  while (std::getline(status, line)) {
+    int64_t kibibytes = 0;
+    absl::string_view rest = line;
+    if (!absl::ConsumePrefix(&rest, "RssAnon:")) continue;
+    rest = absl::StripSuffix(absl::StripAsciiWhitespace(rest), " kB");
+    if (absl::SimpleAtoi(rest, &kibibytes)) return kibibytes * 1024;
+  }
+  return -1;
+}
+
+std::vector<pid_t> Daemon::WorkerPids() const {
+  std::vector<pid_t> pids;
+  for (const auto& task : std::filesystem::directory_iterator(absl::StrCat("/proc/", process_->pid(), "/task"))) {
+    std::ifstream children(task.path() / "children");
+    pid_t pid = 0;
+    while (children >> pid) pids.push_back(pid);
+  }
+  return pids;
+}
+
+bool IsRunning(pid_t pid) {
+  std::ifstream status(absl::StrCat("/proc/", pid, "/status"));
+  std::string line;
+  while (std::getline(status, line)) {
+    if (absl::StartsWith(line, "State:")) return !absl::StrContains(line, "Z (zombie)");
+  }
+  return false;
+}
+
+}  // namespace gemmd::testing

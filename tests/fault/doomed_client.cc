@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+// A client that gets to a given stage, says so, and waits to be killed.
+//
+// Usage: gemmd-doomed-client ADDRESS STAGE, with STAGE one of session, region, region_no_reply, tensor, half_written,
+// reading, unary, stream, half_message.
+#include "client/client.h"
+#include "client/problem.h"
+#include "proto/broker.h"
+#include "proto/message_socket.h"
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include <vector>
+
+namespace gemmd {
+namespace {
+
+template <typename T>
+T ValueOrDie(absl::StatusOr<T> value) {
+  if (!value.ok()) {
+    std::fprintf(stderr, "doomed client: %s\n", value.status().ToString().c_str());
+    std::exit(1);
+  }
+  return *std::move(value);
+}
+
+[[noreturn]] void WaitToBeKilled(const std::string& stage) {
+  std::printf("at %s\n", stage.c_str());
+  std::fflush(stdout);
+  for (;;) pause();
+}
+
+// Speaks to the broker without the library: registers memory (or sends half a message) and never reads the reply.
+void BareBroker(const std::string& address, bool whole) {
+  const int socket_fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+  sockaddr_un name{};
+  name.sun_family = AF_UNIX;
+  const std::string path = address.substr(std::strlen("unix:")) + kBrokerSuffix;
+  std::memcpy(name.sun_path, path.c_str(), path.size() + 1);
+  if (connect(socket_fd, reinterpret_cast<const sockaddr*>(&name), sizeof(name)) != 0) std::exit(1);
+  BrokerRequest request;
+  if (!SendStruct(socket_fd, request).ok()) std::exit(1);
+  const UniqueFd memory = ValueOrDie(CreateSealedMemory(1 << 20));
+  request.type = BrokerRequestType::kRegisterHost;
+  request.byte_size = 1 << 20;
+  request.writable = 1;
+  const auto bytes = absl::MakeConstSpan(reinterpret_cast<const std::byte*>(&request), sizeof(request));
+  if (!SendMessage(socket_fd, whole ? bytes : bytes.subspan(0, sizeof(request) / 2), memory.get()).ok()) std::exit(1);
+}
+
+std::unique_ptr<Problem> LongProblem(Client* client, Transport transport) {
+  const ProblemSpec spec{.op = Op::kDense, .m = 256, .n = 2048, .k = 2048};
+  const auto weights = ValueOrDie(Weights::Create(client, spec, transport, 1));
+  return ValueOrDie(Problem::Create(client, spec, transport, weights, 2));
+}
+
+void Run(const std::string& address, const std::string& stage) {
+  if (stage == "region_no_reply" || stage == "half_message") {
+    BareBroker(address, stage == "region_no_reply");
+    WaitToBeKilled(stage);
+  }
+  const std::unique_ptr<Client> client = ValueOrDie(Client::Connect(address));
+  if (stage == "session") WaitToBeKilled(stage);
+  if (stage == "region") {
+    const HostRegion region = ValueOrDie(client->CreateHostRegion(8 << 20));
+    const HostRegion second = ValueOrDie(client->CreateHostRegion(8 << 20, Access::kReadOnly));
+    WaitToBeKilled(stage);
+  }
+  const std::vector<std::byte> chunk(1 << 20);
+  if (stage == "tensor" || stage == "half_written" || stage == "reading") {
+    const v1::Tensor tensor = ValueOrDie(client->CreateTensor({.dtype = DType::kU8, .shape = {32 << 20}}));
+    if (stage == "tensor") WaitToBeKilled(stage);
+    const auto stub = v1::Tensors::NewStub(client->channel());
+    grpc::ClientContext context;
+    client->session().Authorize(&context);
+    if (stage == "half_written") {
+      v1::WriteTensorResponse response;
+      const auto writer = stub->Write(&context, &response);
+      v1::WriteTensorRequest request;
+      request.set_tensor_id(tensor.id());
+      request.set_data(std::string(1 << 20, 'x'));
+      for (int i = 0; i < 4; ++i) {
+        request.set_offset(static_cast<uint64_t>(i) << 20);
+        writer->Write(request);
+      }
+      WaitToBeKilled(stage);
+    }
+    v1::ReadTensorRequest request;
+    request.set_tensor_id(tensor.id());
+    const auto reader = stub->Read(&context, request);
+    v1::ReadTensorResponse response;
+    reader->Read(&response);
+    WaitToBeKilled(stage);
+  }
+  const std::unique_ptr<Problem> problem = LongProblem(client.get(), Transport::kHost);
+  v1::RunRequest request = problem->request();
+  *request.mutable_dense()->mutable_d() = v1::TensorRef();
+  request.mutable_dense()->mutable_d()->set_dtype(v1::BF16);
+  const std::unique_ptr<RunStream> stream = client->OpenStream();
+  for (int i = 0; i < 8; ++i) {
+    const RunCallback ignore = [](const absl::StatusOr<v1::RunResponse>&) {};
+    if (stage == "unary") {
+      client->RunAsync(request, {}, ignore);
+    } else if (!stream->Submit(request, ignore).ok()) {
+      std::exit(1);
+    }
+  }
+  WaitToBeKilled(stage);
+}
+
+}  // namespace
+}  // namespace gemmd
+
+int main(int argc, char** argv) {
+  if (argc != 3) {
+    std::fprintf(stderr, "usage: %s ADDRESS STAGE\n", argv[0]);
+    return 2;
+  }
+  gemmd::Run(argv[1], argv[2]);
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// gemmd-worker-fake: the worker on a FakeDevice, for fault tests (gemmd --worker_binary=.../gemmd-worker-fake). Takes
+// the flags of gemmd-worker, so that gemmd can start it, and those that script the device.
+#include "gpu/worker.h"
+#include "gpu/worker_process.h"
+#include "tests/gpu/fake_device.h"
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/usage.h"
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <cstdint>
+#include <string>
+#include <utility>
+
+ABSL_FLAG(int, control_fd, -1, "As gemmd-worker's.");
+ABSL_FLAG(std::string, device, "cpu", "Taken and ignored.");
+ABSL_FLAG(int, threads, 0, "Taken and ignored.");
+ABSL_FLAG(bool, merging, true, "As gemmd-worker's.");
+ABSL_FLAG(uint32_t, spin_us, 0, "As gemmd-worker's.");
+ABSL_FLAG(uint32_t, queue_limit, 4096, "As gemmd-worker's.");
+ABSL_FLAG(std::string, log_level, "warning", "As gemmd-worker's.");
+
+ABSL_FLAG(uint64_t, delay_us, 0, "Time of each batch.");
+ABSL_FLAG(uint64_t, fail_every, 0, "Each so-many-th job fails; 0: none.");
+ABSL_FLAG(uint64_t, exit_after_jobs, 0, "The process ends in the middle of this job; 0: never.");
+ABSL_FLAG(uint64_t, hang_after_jobs, 0, "From this job on nothing is answered; 0: never.");
+ABSL_FLAG(uint64_t, fault_after_jobs, 0, "From this job on the device is beyond repair; 0: never.");
+ABSL_FLAG(int, fill, -1, "Byte that outputs are filled with; -1: left alone.");
+
+int main(int argc, char** argv) {
+  absl::SetProgramUsageMessage("gemmd-worker on a device that computes nothing, for tests.");
+  absl::ParseCommandLine(argc, argv);
+  spdlog::set_default_logger(spdlog::stderr_logger_mt("gemmd-worker-fake"));
+  spdlog::set_level(spdlog::level::from_str(absl::GetFlag(FLAGS_log_level)));
+  if (!gemmd::DieWithParent().ok()) return 0;
+  absl::StatusOr<gemmd::UniqueFd> socket = gemmd::TakeControlSocket(absl::GetFlag(FLAGS_control_fd));
+  if (!socket.ok()) {
+    spdlog::error("{}", socket.status().ToString());
+    return 2;
+  }
+  gemmd::testing::FakeScript script;
+  script.delay_ns = absl::GetFlag(FLAGS_delay_us) * 1000;
+  script.fail_every = absl::GetFlag(FLAGS_fail_every);
+  script.exit_after_jobs = absl::GetFlag(FLAGS_exit_after_jobs);
+  script.hang_after_jobs = absl::GetFlag(FLAGS_hang_after_jobs);
+  script.fault_after_jobs = absl::GetFlag(FLAGS_fault_after_jobs);
+  script.fill = absl::GetFlag(FLAGS_fill);
+  gemmd::testing::FakeDevice device(script);
+  gemmd::WorkerOptions options;
+  options.spin_ns = uint64_t{absl::GetFlag(FLAGS_spin_us)} * 1000;
+  options.limits.merging = absl::GetFlag(FLAGS_merging);
+  options.limits.max_queued_jobs = absl::GetFlag(FLAGS_queue_limit);
+  return gemmd::RunWorkerProcess(device, *std::move(socket), options);
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gpu/cuda/gemm_config.h"
+
+#include "gtest/gtest.h"
+
+#include <set>
+#include <string>
+#include <vector>
+
+namespace gemmd {
+namespace {
+
+constexpr int kH100Sms = 132;
+
+GemmShape Dense(int64_t m, int64_t n, int64_t k) {
+  GemmShape shape;
+  shape.n = n;
+  shape.k = k;
+  shape.rows = {m};
+  return shape;
+}
+
+std::string Chosen(const GemmShape& shape) { return Describe(SelectConfig(shape, kH100Sms).traits); }
+
+// Choices that are meant; a change of model or table that moves one of them should say why.
+TEST(GemmConfigTest, ChoosesWhatWasMeasuredToBeFast) {
+  EXPECT_EQ(Chosen(Dense(1, 7168, 2048)), "16x64 swap s16");
+  EXPECT_EQ(Chosen(Dense(1, 2112, 7168)), "16x64 swap s16");
+  EXPECT_EQ(Chosen(Dense(64, 4096, 7168)), "64x64 swap s13");
+  EXPECT_EQ(Chosen(Dense(512, 4096, 7168)), "128x128 s5");
+  EXPECT_EQ(Chosen(Dense(4096, 2112, 7168)), "128x192 b2 s4");
+  EXPECT_EQ(Chosen(Dense(4096, 7168, 16384)), "256x128 a2 s4");
+}
+
+TEST(GemmConfigTest, FewRowsAreTheColumnsOfTheTensorCore) {
+  for (const int64_t m : {1, 5, 16}) {
+    EXPECT_TRUE(SelectConfig(Dense(m, 4096, 4096), kH100Sms).traits.swap) << m;
+  }
+}
+
+TEST(GemmConfigTest, ClustersShareAOnlyWhereGroupsCannotDiffer) {
+  for (const TileChoice& tile : Candidates(KernelScaling::kRowBlock, Grouping::kRows)) {
+    EXPECT_NE(tile.multicast, Multicast::kB);
+  }
+}
+
+TEST(GemmConfigTest, EveryShapeGetsALegalConfiguration) {
+  for (const KernelScaling scaling : {KernelScaling::kRowBlock, KernelScaling::kRowRow, KernelScaling::kBf16}) {
+    for (const KernelOutput output : {KernelOutput::kBf16, KernelOutput::kF32, KernelOutput::kF32Add}) {
+      for (const Grouping grouping : {Grouping::kDense, Grouping::kRows, Grouping::kDepth}) {
+        for (const int64_t m : {0, 1, 100, 5000}) {
+          for (const int64_t k : {0, 16, 7168}) {
+            const GemmShape shape{scaling, output, grouping, 72, k, {m}};
+            EXPECT_TRUE(SelectConfig(shape, kH100Sms).traits.legal());
+            EXPECT_TRUE(FallbackConfig(shape).traits.legal());
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(GemmConfigTest, WhatIsSelectedIsAmongWhatIsCompiledInTests) {
+  std::set<std::string> compiled;
+  for (const GemmTraits& traits : SelectableTraits()) compiled.insert(ExpressionOf(traits));
+  for (const int64_t m : {1, 33, 64, 129, 1000, 4096}) {
+    for (const int64_t n : {576, 2112, 7168}) {
+      EXPECT_EQ(compiled.count(ExpressionOf(SelectConfig(Dense(m, n, 7168), kH100Sms).traits)), 1u) << m << " " << n;
+    }
+  }
+}
+
+TEST(GemmConfigTest, MoreWorkIsPredictedToTakeLonger) {
+  const GemmTraits traits = FallbackConfig(Dense(1, 1, 1)).traits;
+  EXPECT_LT(PredictNanos(Dense(1024, 4096, 4096), traits, kH100Sms),
+            PredictNanos(Dense(4096, 4096, 4096), traits, kH100Sms));
+}
+
+}  // namespace
+}  // namespace gemmd

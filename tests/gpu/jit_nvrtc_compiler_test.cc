@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// NVRTC needs neither a driver nor a GPU.
+#include "gpu/jit/kernel_source.h"
+#include "gpu/jit/nvrtc_compiler.h"
+
+#include "absl/strings/match.h"
+#include "gtest/gtest.h"
+
+#include <string>
+
+namespace gemmd {
+namespace {
+
+constexpr KernelSource kSources[] = {
+    {"one.cuh", "template <int kValue> __global__ void Store(int* out) { *out = kValue; }"}};
+constexpr KernelSource kOthers[] = {
+    {"one.cuh", "template <int kValue> __global__ void Store(int* out) { *out = -kValue; }"}};
+
+TEST(NvrtcCompilerTest, CompilesANamedInstantiationFromMemory) {
+  const NvrtcCompiler compiler(kSources, {"one.cuh"});
+  const auto kernel = compiler.Compile(compiler.KeyOf("Store<42>"));
+  ASSERT_TRUE(kernel.ok()) << kernel.status();
+  EXPECT_TRUE(absl::StrContains(kernel->symbol, "Store"));
+  EXPECT_EQ(kernel->cubin.substr(1, 3), "ELF");
+}
+
+TEST(NvrtcCompilerTest, AnErrorNamesTheKernelAndTheLogHasTheRest) {
+  const NvrtcCompiler compiler(kSources, {"one.cuh"});
+  std::string log;
+  const auto kernel = compiler.Compile(compiler.KeyOf("Store<no_such_name>"), &log);
+  EXPECT_TRUE(absl::IsInternal(kernel.status()));
+  EXPECT_TRUE(absl::StrContains(kernel.status().message(), "no_such_name")) << kernel.status();
+  EXPECT_TRUE(absl::StrContains(log, "error"));
+}
+
+TEST(NvrtcCompilerTest, KeysDependOnContent) {
+  const NvrtcCompiler compiler(kSources, {"one.cuh"});
+  const NvrtcCompiler same(kSources, {"one.cuh"});
+  const NvrtcCompiler other(kOthers, {"one.cuh"});
+  EXPECT_EQ(compiler.KeyOf("Store<1>").digest(), same.KeyOf("Store<1>").digest());
+  EXPECT_NE(compiler.KeyOf("Store<1>").digest(), other.KeyOf("Store<1>").digest());
+  EXPECT_NE(compiler.KeyOf("Store<1>").digest(), compiler.KeyOf("Store<2>").digest());
+}
+
+TEST(NvrtcCompilerTest, TheEmbeddedSourcesCompileWithoutFilesOrHeaders) {
+  const NvrtcCompiler compiler(EmbeddedKernelSources(), {"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh"});
+  const auto kernel = compiler.Compile(compiler.KeyOf("gemmd::QuantizeRows<float>"));
+  EXPECT_TRUE(kernel.ok()) << kernel.status();
+}
+
+}  // namespace
+}  // namespace gemmd

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/metrics.h"
+
+#include "server/metrics_listener.h"
+#include "server/state_collector.h"
+#include "tests/server/service_fixture.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <prometheus/text_serializer.h>
+
+#include <string>
+
+namespace gemmd {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::string Page(const prometheus::Collectable& source) {
+  return prometheus::TextSerializer().Serialize(source.Collect());
+}
+
+TEST(MetricsTest, EverySeriesOfRequestsExistsFromTheStart) {
+  const Metrics metrics("1.2.3");
+  const std::string page = Page(*metrics.registry());
+  for (const char* op : {"dense", "m_grouped_contiguous", "m_grouped_masked", "k_grouped", "quantize"}) {
+    for (const char* transport : {"inline", "host", "tensor"}) {
+      for (const char* code : {"OK", "INVALID_ARGUMENT", "UNAVAILABLE", "UNAUTHENTICATED"}) {
+        const std::string series = std::string("gemmd_requests_total{code=\"") + code + "\",op=\"" + op +
+                                   "\",transport=\"" + transport + "\"} 0\n";
+        EXPECT_THAT(page, HasSubstr(series));
+      }
+    }
+  }
+  EXPECT_THAT(page, HasSubstr("gemmd_build_info{version=\"1.2.3\"} 1\n"));
+}
+
+TEST(MetricsTest, ARequestIsCountedWithItsLabelsAndDuration) {
+  Metrics metrics("1");
+  metrics.CountRequest({Op::kDense, Transport::kHost, absl::StatusCode::kNotFound, 3'000'000});
+  const std::string page = Page(*metrics.registry());
+  EXPECT_THAT(page, HasSubstr("gemmd_requests_total{code=\"NOT_FOUND\",op=\"dense\",transport=\"host\"} 1\n"));
+  EXPECT_THAT(page, HasSubstr("gemmd_request_duration_seconds_count{op=\"dense\",transport=\"host\"} 1\n"));
+  EXPECT_THAT(page,
+              HasSubstr("gemmd_request_duration_seconds_bucket{op=\"dense\",transport=\"host\",le=\"0.002\"} 0\n"));
+  EXPECT_THAT(page,
+              HasSubstr("gemmd_request_duration_seconds_bucket{op=\"dense\",transport=\"host\",le=\"0.005\"} 1\n"));
+}
+
+TEST(MetricsTest, AnExecutionIsCountedInStagesFlopsAndBatches) {
+  Metrics metrics("1");
+  metrics.CountExecution(Op::kKGrouped, 1000, 3, {1, 2, 3, 4});
+  const std::string page = Page(*metrics.registry());
+  EXPECT_THAT(page, HasSubstr("gemmd_flops_total{op=\"k_grouped\"} 1000\n"));
+  EXPECT_THAT(page, HasSubstr("gemmd_batch_jobs_sum 3\n"));
+  for (const char* stage : {"decode", "queue", "device", "reply"}) {
+    EXPECT_THAT(page, HasSubstr(std::string("gemmd_stage_duration_seconds_count{stage=\"") + stage + "\"} 1\n"));
+  }
+}
+
+TEST(MetricsTest, ValuesOutsideTheLabelsAreCountedSomewhere) {
+  Metrics metrics("1");
+  metrics.CountRequest({static_cast<Op>(200), Transport::kInline, static_cast<absl::StatusCode>(99), 0});
+  EXPECT_THAT(Page(*metrics.registry()),
+              HasSubstr("gemmd_requests_total{code=\"UNKNOWN\",op=\"none\",transport=\"inline\"} 1\n"));
+}
+
+TEST(MetricsTest, RejectionsAndGaugesAreThere) {
+  Metrics metrics("1");
+  metrics.CountRejection(Rejection::kQuota);
+  metrics.AddInFlight(2);
+  metrics.AddInFlight(-1);
+  metrics.SetReady(true);
+  const std::string page = Page(*metrics.registry());
+  EXPECT_THAT(page, HasSubstr("gemmd_rejected_total{reason=\"quota\"} 1\n"));
+  EXPECT_THAT(page, HasSubstr("gemmd_rejected_total{reason=\"draining\"} 0\n"));
+  EXPECT_THAT(page, HasSubstr("gemmd_inflight_requests 1\n"));
+  EXPECT_THAT(page, HasSubstr("gemmd_ready 1\n"));
+}
+
+TEST(StateCollectorTest, TheStateOfThePartsIsReadAtEachScrape) {
+  FrontEndState state;
+  const StateCollector collector({state.pool, *state.regions, *state.tensors, state.sessions, *state.arena});
+  EXPECT_THAT(Page(collector), HasSubstr("gemmd_sessions{origin=\"local\"} 0\n"));
+  absl::StatusOr<std::shared_ptr<Session>> session = state.sessions.Open({.remote = false, .uid = 1}, "test");
+  ASSERT_TRUE(session.ok());
+  ASSERT_TRUE(RegisterHost(*state.regions, *session, {4096, true}, SealedMemory(4096)).ok());
+  const std::string page = Page(collector);
+  EXPECT_THAT(page, HasSubstr("gemmd_sessions{origin=\"local\"} 1\n"));
+  EXPECT_THAT(page, HasSubstr("gemmd_regions{kind=\"host\"} 1\n"));
+  EXPECT_THAT(page, HasSubstr("gemmd_region_bytes{kind=\"host\"} 4096\n"));
+  EXPECT_THAT(page, HasSubstr("gemmd_region_registrations_total{result=\"OK\"} 1\n"));
+  for (const char* name : {"gemmd_worker_state{", "gemmd_worker_restarts_total{", "gemmd_queue_requests ",
+                           "gemmd_regions_reaped_total ", "gemmd_tensors{", "gemmd_tensor_bytes "}) {
+    EXPECT_THAT(page, HasSubstr(name));
+  }
+}
+
+TEST(MetricsListenerTest, PortZeroTakesAFreePort) {
+  const Metrics metrics("1");
+  absl::StatusOr<std::unique_ptr<MetricsListener>> listener =
+      MetricsListener::Start("127.0.0.1:0", {metrics.registry()});
+  ASSERT_TRUE(listener.ok()) << listener.status();
+  EXPECT_NE((*listener)->address(), "127.0.0.1:0");
+}
+
+TEST(MetricsListenerTest, AnAddressInUseIsAnError) {
+  const Metrics metrics("1");
+  absl::StatusOr<std::unique_ptr<MetricsListener>> first = MetricsListener::Start("127.0.0.1:0", {metrics.registry()});
+  ASSERT_TRUE(first.ok());
+  EXPECT_EQ(MetricsListener::Start((*first)->address(), {metrics.registry()}).status().code(),
+            absl::StatusCode::kUnavailable);
+}
+
+}  // namespace
+}  // namespace gemmd

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/options.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace gemmd {
+namespace {
+
+using ::testing::ElementsAre;
+
+ServerOptions Valid() {
+  ServerOptions options;
+  options.listen.unix_path = "/run/gemmd/gemmd.sock";
+  options.workers = {"cpu"};
+  return options;
+}
+
+TEST(OptionsTest, ListenTakesAUnixPathAndTcpAddresses) {
+  const absl::StatusOr<ListenAddresses> listen = ParseListen("unix:/tmp/a.sock, 127.0.0.1:0,[::1]:50051");
+  ASSERT_TRUE(listen.ok()) << listen.status();
+  EXPECT_EQ(listen->unix_path, "/tmp/a.sock");
+  EXPECT_THAT(listen->tcp, ElementsAre("127.0.0.1:0", "[::1]:50051"));
+}
+
+TEST(OptionsTest, ListenNeedsExactlyOneAbsoluteUnixPath) {
+  for (const char* text :
+       {"127.0.0.1:0", "unix:/a,unix:/b", "unix:a.sock", "unix:", "", "unix:/a,nonsense", "unix:/a,host:70000"}) {
+    EXPECT_EQ(ParseListen(text).status().code(), absl::StatusCode::kInvalidArgument) << text;
+  }
+}
+
+TEST(OptionsTest, AUnixPathThatLeavesNoRoomForTheBrokerIsRefused) {
+  EXPECT_TRUE(ParseListen("unix:/" + std::string(98, 'a')).ok());
+  EXPECT_FALSE(ParseListen("unix:/" + std::string(102, 'a')).ok());
+}
+
+TEST(OptionsTest, AutoTakesAGpuIfThereIsOne) {
+  EXPECT_THAT(*ParseWorkers("auto", {0}), ElementsAre("cpu"));
+  EXPECT_THAT(*ParseWorkers("auto", {2}), ElementsAre("gpu:0"));
+}
+
+TEST(OptionsTest, WorkersMayShareADevice) {
+  EXPECT_THAT(*ParseWorkers("cpu,cpu", {0}), ElementsAre("cpu", "cpu"));
+  EXPECT_THAT(*ParseWorkers("gpu:0,gpu:0", {1}), ElementsAre("gpu:0", "gpu:0"));
+  EXPECT_THAT(*ParseWorkers("gpu", {2}), ElementsAre("gpu:0", "gpu:1"));
+}
+
+TEST(OptionsTest, AMissingGpuIsSaidClearly) {
+  const absl::Status status = ParseWorkers("gpu", {0}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(status.message(), "--workers: expected a usable Hopper GPU 0, found 0");
+  EXPECT_FALSE(ParseWorkers("gpu:1", {1}).ok());
+}
+
+TEST(OptionsTest, UnknownWorkersAreRefused) {
+  for (const char* text : {"", "tpu", "gpu:x", "gpu:-1", "cpu,"}) {
+    EXPECT_EQ(ParseWorkers(text, {1}).status().code(), absl::StatusCode::kInvalidArgument) << text;
+  }
+}
+
+TEST(OptionsTest, LoopbackIsOnlyWhatCannotBeAnythingElse) {
+  for (const char* text : {"127.0.0.1:1", "127.8.9.10:1", "localhost:1", "[::1]:1"})
+    EXPECT_TRUE(IsLoopback(text)) << text;
+  for (const char* text : {"0.0.0.0:1", "[::]:1", "10.0.0.1:1", "127.0.0.1.example.com:1", "127.0.0.x:1", "host:1"}) {
+    EXPECT_FALSE(IsLoopback(text)) << text;
+  }
+}
+
+TEST(OptionsTest, PlainTcpBeyondLoopbackNeedsInsecure) {
+  ServerOptions options = Valid();
+  options.listen.tcp = {"0.0.0.0:50051"};
+  EXPECT_FALSE(Validate(options).ok());
+  options.insecure = true;
+  EXPECT_TRUE(Validate(options).ok());
+}
+
+TEST(OptionsTest, TlsNeedsCertificateAndKey) {
+  ServerOptions options = Valid();
+  options.listen.tcp = {"0.0.0.0:50051"};
+  options.tls.certificate = "cert.pem";
+  EXPECT_FALSE(Validate(options).ok());
+  options.tls.key = "key.pem";
+  EXPECT_TRUE(Validate(options).ok());
+}
+
+TEST(OptionsTest, TheArenaHoldsTheLargestRequestAndItsResult) {
+  ServerOptions options = Valid();
+  EXPECT_TRUE(Validate(options).ok());
+  options.arena_bytes = options.max_message_bytes;
+  EXPECT_FALSE(Validate(options).ok());
+}
+
+TEST(OptionsTest, MessageSizesOutOfRangeAreRefused) {
+  ServerOptions options = Valid();
+  options.max_message_bytes = 1;
+  EXPECT_FALSE(Validate(options).ok());
+  options.max_message_bytes = int64_t{1} << 40;
+  EXPECT_FALSE(Validate(options).ok());
+}
+
+}  // namespace
+}  // namespace gemmd
