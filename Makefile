@@ -12,12 +12,12 @@ demo: ## install what is missing, build, start gemmd, run and check real product
 	$(MAKE) all
 	deploy/demo
 
-test: ## install what is missing, run every check and test
+test: ## install what is missing; format and structure checks, build, every test
 	.ci/install-deps test
-	.ci/test
+	.ci/test format repository dev
 
 bench: all ## measure the service and the CPU device (JSON in build/bench)
-	cmake --build --preset release --target gemmd-service-bench cpu_gemm_bench
+	cmake --build --preset release --target gemmd-service-bench gemmd-echo-server cpu_gemm_bench
 	mkdir -p build/bench
 	build/bin/gemmd-service-bench > build/bench/service.json
 	build/bin/cpu_gemm_bench > build/bench/cpu_gemm.json
@@ -25,8 +25,8 @@ bench: all ## measure the service and the CPU device (JSON in build/bench)
 format: ## format the sources
 	.ci/format
 
-tidy: ## clang-tidy over the sources
-	.ci/test dev tidy
+tidy: ## clang-tidy over the sources (after make test)
+	.ci/test tidy
 
 asan: ## build and test under AddressSanitizer and UndefinedBehaviorSanitizer
 	cmake --workflow --preset asan

@@ -22,6 +22,7 @@
 #include <memory>
 #include <signal.h>
 #include <string>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <system_error>
 #include <utility>
@@ -165,6 +166,14 @@ int Run() {
 }  // namespace
 }  // namespace gemmd
 
+// Every region costs one descriptor here, and distributions start processes with 1024.
+static void RaiseDescriptorLimit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage("gemmd: FP8 block-scaled matrix products for other processes.");
   absl::FlagsUsageConfig usage;
@@ -178,6 +187,7 @@ int main(int argc, char** argv) {
   }
   // Nothing that is made here is for other users of the machine, sockets least of all.
   umask(0007);
+  RaiseDescriptorLimit();
   signal(SIGPIPE, SIG_IGN);
   // Standard output is for the ready line alone.
   spdlog::set_default_logger(spdlog::stderr_logger_mt("gemmd"));

@@ -56,6 +56,14 @@ void Fill(const TensorRecord& record, const Workers& workers, v1::Tensor& tensor
 
 }  // namespace
 
+absl::StatusOr<TransferCall> TensorService::Admit(const grpc::CallbackServerContext& context) const {
+  absl::StatusOr<std::shared_ptr<Session>> session = parts_.authenticator.RequireSession(context);
+  if (!session.ok()) return session.status();
+  absl::StatusOr<DrainGate::Pass> pass = parts_.gate.Enter();
+  if (!pass.ok()) return pass.status();
+  return TransferCall{parts_, *std::move(session), *std::move(pass), MonotonicDeadline(context.deadline())};
+}
+
 grpc::ServerUnaryReactor* TensorService::Create(grpc::CallbackServerContext* context,
                                                 const v1::CreateTensorRequest* request, v1::Tensor* response) {
   const absl::StatusOr<std::shared_ptr<Session>> session = parts_.authenticator.RequireSession(*context);
@@ -79,24 +87,24 @@ grpc::ServerUnaryReactor* TensorService::Create(grpc::CallbackServerContext* con
 
 grpc::ServerReadReactor<v1::WriteTensorRequest>* TensorService::Write(grpc::CallbackServerContext* context,
                                                                       v1::WriteTensorResponse* response) {
-  absl::StatusOr<std::shared_ptr<Session>> session = parts_.authenticator.RequireSession(*context);
-  if (!session.ok()) return new RefusedStream<grpc::ServerReadReactor<v1::WriteTensorRequest>>(session.status());
-  return StartWriteCall({parts_, *std::move(session), MonotonicDeadline(context->deadline())}, response);
+  absl::StatusOr<TransferCall> call = Admit(*context);
+  if (!call.ok()) return new RefusedStream<grpc::ServerReadReactor<v1::WriteTensorRequest>>(call.status());
+  return StartWriteCall(*std::move(call), response);
 }
 
 grpc::ServerUnaryReactor* TensorService::WriteFromSlice(grpc::CallbackServerContext* context,
                                                         const v1::WriteFromSliceRequest* request,
                                                         v1::WriteTensorResponse* response) {
-  absl::StatusOr<std::shared_ptr<Session>> session = parts_.authenticator.RequireSession(*context);
-  if (!session.ok()) return Finished(context, session.status());
-  return StartSliceWriteCall({parts_, *std::move(session), MonotonicDeadline(context->deadline())}, *request, response);
+  absl::StatusOr<TransferCall> call = Admit(*context);
+  if (!call.ok()) return Finished(context, call.status());
+  return StartSliceWriteCall(*std::move(call), *request, response);
 }
 
 grpc::ServerWriteReactor<v1::ReadTensorResponse>* TensorService::Read(grpc::CallbackServerContext* context,
                                                                       const v1::ReadTensorRequest* request) {
-  absl::StatusOr<std::shared_ptr<Session>> session = parts_.authenticator.RequireSession(*context);
-  if (!session.ok()) return new RefusedStream<grpc::ServerWriteReactor<v1::ReadTensorResponse>>(session.status());
-  return StartReadCall({parts_, *std::move(session), MonotonicDeadline(context->deadline())}, *request);
+  absl::StatusOr<TransferCall> call = Admit(*context);
+  if (!call.ok()) return new RefusedStream<grpc::ServerWriteReactor<v1::ReadTensorResponse>>(call.status());
+  return StartReadCall(*std::move(call), *request);
 }
 
 grpc::ServerUnaryReactor* TensorService::List(grpc::CallbackServerContext* context, const v1::ListTensorsRequest*,

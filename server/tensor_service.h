@@ -7,6 +7,7 @@
 
 #include "gemmd/v1/tensors.grpc.pb.h"
 #include "server/authenticator.h"
+#include "server/drain_gate.h"
 #include "server/region_registry.h"
 #include "server/staging_arena.h"
 #include "server/tensor_registry.h"
@@ -20,6 +21,8 @@ namespace gemmd {
 // 50 us, which a thread of the worker pool can spare.
 inline constexpr uint64_t kReadChunkBytes = 512 << 10;
 
+struct TransferCall;
+
 class TensorService : public v1::Tensors::CallbackService {
  public:
   struct Parts {
@@ -28,6 +31,7 @@ class TensorService : public v1::Tensors::CallbackService {
     StagingArena& arena;
     WorkerPool& pool;
     const Authenticator& authenticator;
+    DrainGate& gate;
   };
 
   // The parts must outlive the service, and the service its server.
@@ -50,6 +54,9 @@ class TensorService : public v1::Tensors::CallbackService {
                                    v1::DeleteTensorResponse* response) override;
 
  private:
+  // Session, place in the drain gate and deadline of a call that moves bytes.
+  absl::StatusOr<TransferCall> Admit(const grpc::CallbackServerContext& context) const;
+
   const Parts parts_;
 };
 

@@ -6,6 +6,7 @@
 
 #include "gemmd/v1/tensors.grpc.pb.h"
 #include "server/session.h"
+#include "server/drain_gate.h"
 #include "server/tensor_service.h"
 
 #include "absl/status/status.h"
@@ -21,6 +22,7 @@ absl::Status CheckWindow(absl::string_view noun, uint64_t offset, uint64_t byte_
 struct TransferCall {
   TensorService::Parts parts;
   std::shared_ptr<Session> session;
+  DrainGate::Pass pass;      // A drain waits for the call.
   uint64_t deadline_ns = 0;  // As JobDescriptor::deadline_ns.
 };
 

@@ -55,6 +55,8 @@ class TileStore {
       } else if (thread_ == 0) {
         Issue(buffer, column, row, tile.batch);
       }
+      // One group for each box, be it empty: that is how WaitStoresRead above counts buffers.
+      if (thread_ == 0) CommitStores();
     }
   }
 
@@ -74,7 +76,6 @@ class TileStore {
     } else {
       StoreBox(&args_.d_map, buffer, column, row, batch);
     }
-    CommitStores();
   }
 
   __device__ __forceinline__ void WriteBox(uint32 buffer, int box, const float (&sums)[kSums]) const {

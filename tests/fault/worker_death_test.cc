@@ -18,12 +18,12 @@
 namespace gemmd {
 namespace {
 
-constexpr absl::Duration kRecovery = absl::Seconds(2);
+const absl::Duration kRecovery = absl::Seconds(2);
 // Under a sanitizer a process takes several times as long to start.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr absl::Duration kAllowed = 10 * kRecovery;
+const absl::Duration kAllowed = 10 * kRecovery;
 #else
-constexpr absl::Duration kAllowed = kRecovery;
+const absl::Duration kAllowed = kRecovery;
 #endif
 
 struct Fixture {

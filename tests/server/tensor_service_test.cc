@@ -91,7 +91,8 @@ class TensorServiceTest : public testing::Test {
   }
 
   FrontEndState state_{Quotas{.jobs_per_session = 4}, 8 << 20};
-  TensorService service_{{*state_.tensors, *state_.regions, *state_.arena, state_.pool, state_.authenticator}};
+  DrainGate gate_;
+  TensorService service_{{*state_.tensors, *state_.regions, *state_.arena, state_.pool, state_.authenticator, gate_}};
   TestServer server_{{&service_}};
   std::unique_ptr<v1::Tensors::Stub> stub_ = v1::Tensors::NewStub(server_.channel());
   std::shared_ptr<Session> session_ = *state_.sessions.Open(Identity{.remote = false, .uid = geteuid()}, "");
@@ -121,6 +122,16 @@ TEST_F(TensorServiceTest, PartsAreRead) {
   std::string read;
   ASSERT_TRUE(Read(id, 9, 7, &read).ok());
   EXPECT_EQ(read, std::string("\0hello\0", 7));
+}
+
+TEST_F(TensorServiceTest, TransfersAreRefusedOnceTheGateIsClosed) {
+  const uint64_t id = Create(64);
+  gate_.Close();
+  uint64_t written = 0;
+  EXPECT_EQ(Write({{id, 0, "late"}}, &written).error_code(), grpc::StatusCode::UNAVAILABLE);
+  std::string read;
+  EXPECT_EQ(Read(id, 0, 0, &read).error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(gate_.passes(), 0u);
 }
 
 TEST_F(TensorServiceTest, OverlappingChunksAreAppliedInOrder) {

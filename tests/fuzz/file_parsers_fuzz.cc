@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// The parsers of files that a user hands to gemmctl, on arbitrary bytes. libFuzzer target; see tests/README.md.
+#include "client/npy.h"
+#include "client/safetensors.h"
+
+#include <cstddef>
+#include <cstdint>
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const absl::string_view file(reinterpret_cast<const char*>(data), size);
+  (void)gemmd::ParseNpy(file);
+  (void)gemmd::ParseSafetensors(file);
+  return 0;
+}
