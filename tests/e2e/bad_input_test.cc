@@ -258,7 +258,8 @@ TEST_F(BadInputTest, NothingIsLeftAfterAThousandRefusals) {
   (void)Run(call);
   const int before = daemon_->OpenDescriptors();
   for (int i = 0; i < 1000; ++i) EXPECT_TRUE(absl::IsInvalidArgument(Run(call)));
-  EXPECT_EQ(daemon_->OpenDescriptors(), before);
+  // Connections of tests before this one may still be closing, so there may be fewer.
+  EXPECT_LE(daemon_->OpenDescriptors(), before);
   EXPECT_TRUE(Run(Legal()).ok());
 }
 
