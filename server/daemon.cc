@@ -73,8 +73,8 @@ absl::Status Daemon::StartServices(std::function<void()> start_drain) {
                                           static_cast<uint64_t>(options_.max_message_bytes - kResponseOverhead));
   gemm_service_ = std::make_unique<GemmService>(GemmParts{*pool_, *authenticator_, *builder_, gate_, metrics_},
                                                 GemmServiceLimits{});
-  tensor_service_ =
-      std::make_unique<TensorService>(TensorService::Parts{*tensors_, *regions_, *arena_, *pool_, *authenticator_, gate_});
+  tensor_service_ = std::make_unique<TensorService>(
+      TensorService::Parts{*tensors_, *regions_, *arena_, *pool_, *authenticator_, gate_});
   session_service_ = std::make_unique<SessionService>(*sessions_, *regions_, *authenticator_);
   AdminSettings settings;
   settings.version = kVersion;

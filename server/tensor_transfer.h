@@ -5,8 +5,8 @@
 #define GEMMD_SERVER_TENSOR_TRANSFER_H_
 
 #include "gemmd/v1/tensors.grpc.pb.h"
-#include "server/session.h"
 #include "server/drain_gate.h"
+#include "server/session.h"
 #include "server/tensor_service.h"
 
 #include "absl/status/status.h"
