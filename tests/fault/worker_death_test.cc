@@ -72,11 +72,11 @@ absl::Duration TimeToSuccess(Client& client, const v1::RunRequest& request, absl
 }
 
 TEST(WorkerDeathTest, RequestsInItGetUnavailableAndTheNextSucceedsInTwoSeconds) {
-  Fixture fixture = StartAll();
-  // About a second of work in flight, so that the kill finds some of it running and some of it waiting.
+  // One after another, and much more work than the time between the first answer and the kill.
+  Fixture fixture = StartAll({.flags = {"--merging=false"}});
   const auto problem =
       MakeProblem(fixture.client.get(), {.op = Op::kDense, .m = 512, .n = 2048, .k = 2048}, Transport::kHost);
-  constexpr int kInFlight = 16;
+  constexpr int kInFlight = 64;
   std::atomic<int> answered{0};
   std::atomic<int> unavailable{0};
   std::atomic<int> wrong{0};
