@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Thin: the presets of CMakePresets.json do the work.
-.PHONY: all demo test bench format tidy asan tsan fuzz clean help
+.PHONY: all demo test bench bundle kernels format tidy asan tsan fuzz clean help
 
 all: ## build the programs (release) into build/bin
 	cmake --preset release
@@ -21,6 +21,18 @@ bench: all ## measure the service and the CPU device (JSON in build/bench)
 	mkdir -p build/bench
 	build/bin/gemmd-service-bench > build/bench/service.json
 	build/bin/cpu_gemm_bench > build/bench/cpu_gemm.json
+
+bundle: ## a folder in build/bundle that runs on another machine, with or without a GPU
+	.ci/install-deps build
+	cmake --preset release
+	cmake --build --preset bundle
+	deploy/bundle build/release build/bundle
+
+kernels: ## compile every selectable kernel configuration with NVRTC; fails on spills (needs the CUDA toolkit, no GPU)
+	.ci/install-deps build
+	cmake --preset release
+	cmake --build --preset release --target compile_kernels
+	build/release/tests/bin/compile_kernels
 
 format: ## format the sources
 	.ci/format

@@ -44,6 +44,12 @@ std::vector<Job> Batcher::TakeExpired(uint64_t now_ns) {
   return std::exchange(expired_, {});
 }
 
+std::vector<Job> Batcher::TakeAll() {
+  std::vector<Job> jobs = std::exchange(expired_, {});
+  while (!waiting_.empty()) jobs.push_back(Remove(waiting_.begin()->first, Leaving::kDropped));
+  return jobs;
+}
+
 std::optional<Job> Batcher::Cancel(uint64_t ring, uint64_t job_id) {
   const auto found = by_name_.find(JobName{ring, job_id});
   if (found == by_name_.end()) return std::nullopt;

@@ -58,6 +58,9 @@ class Batcher {
   // Removes and returns the jobs whose deadline has passed.
   std::vector<Job> TakeExpired(uint64_t now_ns);
 
+  // Removes and returns everything that waits.
+  std::vector<Job> TakeAll();
+
   // Removes and returns a waiting job.
   std::optional<Job> Cancel(uint64_t ring, uint64_t job_id);
 

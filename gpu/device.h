@@ -49,6 +49,11 @@ struct DeviceTraits {
   int max_batches_in_flight = 1;  // Submit may be called again before the previous batch is done, up to this many.
 };
 
+struct GpuName {
+  std::string uuid;  // "GPU-..." as nvidia-smi prints it.
+  std::string name;  // "NVIDIA H100 80GB HBM3".
+};
+
 struct PrepareResult {
   uint32_t kernels_ready = 0;
   uint32_t kernels_compiled = 0;
@@ -61,6 +66,9 @@ struct BatchResult {
   uint64_t finished_ns = 0;
 };
 using BatchDone = std::function<void(Batch, BatchResult)>;
+
+// What a test can make happen to the next batch.
+enum class DeviceFault : uint8_t { kIllegalAccess, kHang };
 
 class Device {
  public:
@@ -90,6 +98,10 @@ class Device {
 
   // Not OK once a failure is beyond repair inside this process: the worker must exit (kExitDeviceFault).
   virtual absl::Status Healthy() const = 0;
+
+  // For tests: the next batch meets this fault. Worker's loop only. A device that computes in this process crashes it,
+  // or never returns from here.
+  virtual void InjectFault(DeviceFault fault);
 };
 
 }  // namespace gemmd

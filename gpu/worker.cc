@@ -19,6 +19,9 @@ namespace {
 // While the front end is behind with its completions nobody rings when there is room again, so the loop looks.
 constexpr absl::Duration kBacklogPoll = absl::Microseconds(100);
 
+// A front end that does not read its completions for so long gets no more of them.
+constexpr uint64_t kGoodbyeNanos = 500'000'000;
+
 constexpr uint64_t kFrontEndRing = 1;
 
 bool HasManyCores() { return std::thread::hardware_concurrency() > 1; }
@@ -43,6 +46,7 @@ Worker::Worker(Device& device, const RegionTable& regions, WorkerOptions options
     : device_(device),
       regions_(regions),
       spin_ns_(HasManyCores() ? options.spin_ns : 0),
+      faults_(std::move(options.faults)),
       batcher_(options.limits, [&device](const Gemm& gemm) { return device.PredictNanos(gemm); }) {}
 
 absl::Status Worker::AttachRing(JobRing ring) {
@@ -68,14 +72,26 @@ int Worker::Run() {
     if (ring_is_broken_) return kExitProtocolError;
     ExpireJobs();
     SubmitBatches();
-    if (!device_.Healthy().ok()) {
-      device_.Wait();  // What the fault failed still gets its answers.
-      ring.completions.Flush();
-      return kExitDeviceFault;
-    }
+    if (!device_.Healthy().ok()) return EndAfterFault(ring);
     if (!has_read) Wait(ring);
   }
   return 0;
+}
+
+int Worker::EndAfterFault(AttachedRing& ring) {
+  device_.Wait();  // What the fault failed still gets its answers.
+  const Reason not_started{.field = JobField::kDevice, .rule = Rule::kNotStarted};
+  for (const Job& job : batcher_.TakeAll()) Finish(job, Refusal(job.job_id, not_started));
+  JobDescriptor descriptor;
+  while (ring.submissions.Read(descriptor) == RingRead::kItem) {
+    if (descriptor.op != Op::kCancel) ring.completions.Write(Refusal(descriptor.job_id, not_started));
+  }
+  const uint64_t give_up_ns = MonotonicNanos() + kGoodbyeNanos;
+  while (ring.completions.has_backlog() && MonotonicNanos() < give_up_ns) {
+    ring.completions.Flush();
+    absl::SleepFor(kBacklogPoll);
+  }
+  return kExitDeviceFault;
 }
 
 // False if Stop came first.
@@ -128,10 +144,11 @@ void Worker::Accept(AttachedRing& ring, const JobDescriptor& descriptor) {
   }
   if (reason.rule != Rule::kNone) return ring.completions.Write(Refusal(job.job_id, reason));
   if (batcher_.Add(std::move(job), now_ns)) return;
-  // Refused, so `job` is untouched.
+  // Refused, so `job` is untouched. NOLINTBEGIN(bugprone-use-after-move)
   const auto limit = static_cast<int64_t>(batcher_.queued_jobs());
   Finish(job, Refusal(job.job_id,
                       {.field = JobField::kDevice, .rule = Rule::kQueueFull, .expected = limit, .got = limit + 1}));
+  // NOLINTEND(bugprone-use-after-move)
 }
 
 void Worker::Cancel(const AttachedRing& ring, uint64_t job_id) {
@@ -154,12 +171,14 @@ bool Worker::DeviceHasRoom() const {
 }
 
 void Worker::SubmitBatches() {
-  while (batcher_.queued_jobs() > 0 && DeviceHasRoom()) {
+  // What does not go to a broken device can go to its successor.
+  while (batcher_.queued_jobs() > 0 && DeviceHasRoom() && device_.Healthy().ok()) {
     std::optional<Batch> batch = batcher_.Take(MonotonicNanos());
     if (!batch) return;  // All that waited has expired; the next turn answers it.
     batches_in_flight_.fetch_add(1, std::memory_order_seq_cst);
+    if (const std::optional<DeviceFault> fault = faults_.Take()) device_.InjectFault(*fault);
     // The device calls back on any thread, perhaps inside Submit; no lock is held here.
-    device_.Submit(*std::move(batch), [this](Batch done, BatchResult result) { OnDone(done, result); });
+    device_.Submit(*std::move(batch), [this](const Batch& done, const BatchResult& result) { OnDone(done, result); });
   }
 }
 

@@ -7,6 +7,7 @@
 #include "gpu/batcher.h"
 #include "gpu/completion_sink.h"
 #include "gpu/device.h"
+#include "gpu/fault_injection.h"
 #include "gpu/in_flight_outputs.h"
 #include "gpu/region_table.h"
 #include "proto/job.h"
@@ -30,6 +31,7 @@ inline constexpr uint64_t kDefaultSpinNanos = 100'000;
 struct WorkerOptions {
   BatchLimits limits;
   uint64_t spin_ns = kDefaultSpinNanos;  // After the latest job. 0 never spins; ignored on a machine with one core.
+  FaultInjection faults;                 // For tests.
 };
 
 // One thread calls Run; AttachRing and Stop may be called from any. The device must outlive the worker, and must be
@@ -47,8 +49,8 @@ class Worker {
   // Starts to serve the front end's ring. Errors: FAILED_PRECONDITION if there is one already.
   absl::Status AttachRing(JobRing ring);
 
-  // Serves until Stop (returns 0), a device beyond repair (kExitDeviceFault, after the completions of what it failed)
-  // or a broken ring (kExitProtocolError).
+  // Serves until Stop (returns 0), a device beyond repair (kExitDeviceFault, after the completions of what it failed;
+  // what never reached it goes back with kNotStarted) or a broken ring (kExitProtocolError).
   int Run();
 
   // Makes Run return. Waiting jobs are dropped: whoever asks for this has nobody left to answer.
@@ -64,6 +66,7 @@ class Worker {
     CompletionSink completions;
   };
 
+  int EndAfterFault(AttachedRing& ring);
   bool WaitForRing();
   bool ReadRing(AttachedRing& ring);
   void Accept(AttachedRing& ring, const JobDescriptor& descriptor);
@@ -78,6 +81,7 @@ class Worker {
   Device& device_;
   const RegionTable& regions_;
   const uint64_t spin_ns_;
+  const FaultInjection faults_;
   Batcher batcher_;              // The loop's.
   uint64_t last_job_ns_ = 0;     // The loop's.
   bool ring_is_broken_ = false;  // The loop's.

@@ -4,6 +4,7 @@
 #ifdef GEMMD_WITH_CUDA
 #include "gpu/cuda/cuda_device.h"
 #endif
+#include "gpu/fault_injection.h"
 #include "gpu/worker.h"
 #include "gpu/worker_process.h"
 #include "proto/control.h"
@@ -23,9 +24,15 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 ABSL_FLAG(int, control_fd, -1, "Number of the inherited descriptor of the control socket. Set by gemmd.");
-ABSL_FLAG(std::string, device, "cpu", "Device to run on: cpu, or gpu:UUID.");
+ABSL_FLAG(std::string, device, "cpu", "Device to run on: cpu, or the UUID (GPU-...) of a Hopper GPU.");
+ABSL_FLAG(bool, list_gpus, false,
+          "Print \"UUID NAME\" of every Hopper GPU that a worker can run on, or one line saying why there is none, and "
+          "exit.");
+ABSL_FLAG(std::string, fault_file, "",
+          "For tests: a file that, when it appears, makes the next batch fail: illegal_access or hang.");
 ABSL_FLAG(int, threads, 0, "Threads of the CPU device; 0 means all cores that this process may use.");
 ABSL_FLAG(std::string, kernel_cache_dir, "",
           "Folder for compiled GPU kernels, shared by all workers; empty keeps them in memory only.");
@@ -60,25 +67,42 @@ void ConfigureHelp() {
   absl::SetProgramUsageMessage(kUsage);
 }
 
+#ifdef GEMMD_WITH_CUDA
+absl::StatusOr<std::unique_ptr<Device>> OpenGpu(const std::string& uuid) {
+  CudaDeviceOptions options;
+  options.gpu = uuid;
+  options.kernels.cache_directory = absl::GetFlag(FLAGS_kernel_cache_dir);
+  return CudaDevice::Open(options);
+}
+#else
+absl::Status NoCuda() {
+  return absl::FailedPreconditionError("built without the CUDA device (no CUDA toolkit was found)");
+}
+absl::StatusOr<std::unique_ptr<Device>> OpenGpu(const std::string&) { return NoCuda(); }
+absl::StatusOr<std::vector<GpuName>> ListHopperGpus() { return NoCuda(); }
+#endif
+
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const std::string& name) {
   if (name == "cpu") return CpuDevice::Open(CpuDeviceOptions{.threads = absl::GetFlag(FLAGS_threads)});
-  if (absl::StartsWith(name, "gpu:")) {
-#ifdef GEMMD_WITH_CUDA
-    CudaDeviceOptions options;
-    options.gpu = name.substr(4);
-    options.kernels.cache_directory = absl::GetFlag(FLAGS_kernel_cache_dir);
-    return CudaDevice::Open(options);
-#else
-    return absl::NotFoundError(absl::StrCat("--device=", name, ": built without the CUDA device"));
-#endif
+  if (absl::StartsWith(name, "GPU-")) return OpenGpu(name);
+  return absl::InvalidArgumentError(absl::StrCat("--device: expected cpu or GPU-UUID, got \"", name, "\""));
+}
+
+int ListGpus() {
+  const absl::StatusOr<std::vector<GpuName>> gpus = ListHopperGpus();
+  if (!gpus.ok()) {
+    std::printf("%s\n", std::string(gpus.status().message()).c_str());
+    return kExitNoDevice;
   }
-  return absl::InvalidArgumentError(absl::StrCat("--device: expected cpu or gpu:UUID, got \"", name, "\""));
+  for (const GpuName& gpu : *gpus) std::printf("%s %s\n", gpu.uuid.c_str(), gpu.name.c_str());
+  return 0;
 }
 
 int Main() {
   // Standard output belongs to gemmd, which may be writing a table there.
   spdlog::set_default_logger(spdlog::stderr_logger_mt("gemmd-worker"));
   spdlog::set_level(spdlog::level::from_str(absl::GetFlag(FLAGS_log_level)));
+  if (absl::GetFlag(FLAGS_list_gpus)) return ListGpus();
   if (absl::GetFlag(FLAGS_control_fd) < 0) {
     std::fputs(kByHand, stderr);
     return kExitUsage;
@@ -98,6 +122,7 @@ int Main() {
   options.spin_ns = uint64_t{absl::GetFlag(FLAGS_spin_us)} * 1000;
   options.limits.merging = absl::GetFlag(FLAGS_merging);
   options.limits.max_queued_jobs = absl::GetFlag(FLAGS_queue_limit);
+  options.faults = FaultInjection(absl::GetFlag(FLAGS_fault_file));
   return RunWorkerProcess(**device, *std::move(socket), options);
 }
 

@@ -80,6 +80,8 @@ uint32_t CodeOf(Rule rule) {
     case Rule::kCancelled:
       return static_cast<uint32_t>(absl::StatusCode::kCancelled);
     case Rule::kDraining:
+    case Rule::kDeviceLost:
+    case Rule::kNotStarted:
       return static_cast<uint32_t>(absl::StatusCode::kUnavailable);
     case Rule::kDeviceFailed:
       return static_cast<uint32_t>(absl::StatusCode::kInternal);
@@ -174,6 +176,10 @@ std::string Describe(const Reason& reason) {
       return absl::StrCat(field, ": shared memory object is smaller than when it was registered");
     case Rule::kUnsupported:
       return absl::StrCat(field, ": not supported on this device");
+    case Rule::kDeviceLost:
+      return absl::StrCat("device: failed beyond repair under the request, error ", got, "; its worker starts again");
+    case Rule::kNotStarted:
+      return "the worker ended before it began the request; it was not executed";
   }
   return absl::StrCat(field, ": unknown reason ", static_cast<int>(reason.rule));
 }

@@ -146,10 +146,12 @@ enum class Rule : uint8_t {
   kDeadline,          // DEADLINE_EXCEEDED before launch.
   kCancelled,         // CANCELLED before launch.
   kDraining,          // UNAVAILABLE.
-  kDeviceFailed,      // INTERNAL or UNAVAILABLE: got is a device-specific number.
+  kDeviceFailed,      // INTERNAL: got is a device-specific number.
   kRegionShrank,      // OUT_OF_RANGE: a shared-memory object became smaller than it was registered.
   kUnsupported,       // UNIMPLEMENTED on this device.
-  kLast = kUnsupported,
+  kDeviceLost,        // UNAVAILABLE: the device failed beyond repair under this job; got is a device-specific number.
+  kNotStarted,        // UNAVAILABLE: the worker ends and this job never reached the device. May be submitted again.
+  kLast = kNotStarted,
 };
 
 struct Reason {

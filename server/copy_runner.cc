@@ -20,7 +20,7 @@ struct CopyRunner::State {
 CopyRunner::CopyRunner(WorkerPool& pool, std::shared_ptr<Session> session)
     : pool_(pool), session_(std::move(session)), state_(std::make_shared<State>()) {}
 
-void CopyRunner::Start(const CopySpec& spec, int worker, Done done) {
+void CopyRunner::Start(const CopySpec& spec, int worker, const Done& done) {
   absl::StatusOr<JobTicket> ticket = session_->AdmitJob();
   if (!ticket.ok()) {
     done(ticket.status());

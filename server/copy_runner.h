@@ -25,7 +25,7 @@ class CopyRunner {
 
   // Starts a job in `worker`. `done` is called exactly once, on this thread or one of the pool; it may destroy the
   // runner. Memory that the job names must stay until then.
-  void Start(const CopySpec& spec, int worker, Done done);
+  void Start(const CopySpec& spec, int worker, const Done& done);
 
   // Asks the worker to drop the job that runs now, if any, and every later one.
   void Cancel();

@@ -30,10 +30,12 @@ ProcessWorkerPoolOptions PoolOptions(const ServerOptions& options) {
   pool.devices = options.workers;
   pool.supervisor.worker_binary = options.worker_binary;
   pool.supervisor.start_timeout_ns = static_cast<uint64_t>(absl::ToInt64Nanoseconds(options.worker_start_timeout));
+  pool.link.hang_timeout_ns = static_cast<uint64_t>(absl::ToInt64Nanoseconds(options.worker_hang_timeout));
   if (std::thread::hardware_concurrency() < 2) pool.link.spin_ns = pool.link.assist_ns = 0;
   for (const std::string& device : options.workers) {
     pool.supervisor.workers.push_back({absl::StrCat("--device=", device),
                                        absl::StrCat("--threads=", options.worker_threads),
+                                       absl::StrCat("--kernel_cache_dir=", options.kernel_cache_dir),
                                        absl::StrCat("--merging=", options.merging ? "true" : "false"),
                                        absl::StrCat("--log_level=", options.log_level)});
   }

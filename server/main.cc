@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // gemmd: flags, signals, and the life of the daemon.
 #include "server/daemon.h"
+#include "server/device_discovery.h"
 #include "server/options.h"
 #include "server/signals.h"
 
@@ -11,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "spdlog/sinks/stdout_sinks.h"
@@ -18,6 +20,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <signal.h>
@@ -34,11 +37,17 @@ ABSL_FLAG(std::string, listen, "unix:/run/gemmd/gemmd.sock",
 ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:9464", "HOST:PORT of the Prometheus page /metrics; empty: none.");
 ABSL_FLAG(
     std::string, workers, "auto",
-    "One worker process per device: auto (a Hopper GPU if there is one, else the CPU), or a list of cpu, gpu (all "
-    "GPUs) and gpu:N, separated by commas.");
+    "One worker process per device: auto (every Hopper GPU; the CPU if there is none), or a list of cpu, gpu (all "
+    "GPUs), gpu:N and GPU-UUID, separated by commas. A GPU that is named twice has two workers.");
 ABSL_FLAG(int, worker_threads, 0, "Threads that a CPU worker computes with; 0: one per core.");
 ABSL_FLAG(std::string, worker_binary, "", "The worker program; empty: gemmd-worker beside this program.");
 ABSL_FLAG(bool, merging, true, "Whether requests that share weights may share a launch.");
+ABSL_FLAG(std::string, kernel_cache_dir, "",
+          "Where compiled GPU kernels are kept between starts; empty: $CACHE_DIRECTORY, $XDG_CACHE_HOME/gemmd or "
+          "~/.cache/gemmd; none: compile at every start.");
+ABSL_FLAG(absl::Duration, worker_hang_timeout, gemmd::ServerOptions().worker_hang_timeout,
+          "How long a worker may leave requests without finishing any (beyond what their size explains) before it is "
+          "killed and started again; 0: forever.");
 ABSL_FLAG(absl::Duration, worker_start_timeout, absl::Seconds(60),
           "How long a worker may take to be ready before it is killed and started again.");
 
@@ -104,17 +113,37 @@ std::string WorkerBinary() {
   return (std::filesystem::read_symlink("/proc/self/exe", error).parent_path() / "gemmd-worker").string();
 }
 
+// Empty: none.
+std::string KernelCacheDirectory() {
+  const std::string flag = absl::GetFlag(FLAGS_kernel_cache_dir);
+  if (flag == "none") return "";
+  if (!flag.empty()) return flag;
+  // systemd sets the first; the others are where users' caches go (XDG Base Directory Specification).
+  for (const auto& [variable, suffix] :
+       {std::pair("CACHE_DIRECTORY", "/kernels"), std::pair("XDG_CACHE_HOME", "/gemmd/kernels"),
+        std::pair("HOME", "/.cache/gemmd/kernels")}) {
+    const char* const value = std::getenv(variable);
+    if (value != nullptr && value[0] == '/') return absl::StrCat(value, suffix);
+  }
+  return "";
+}
+
 absl::StatusOr<ServerOptions> OptionsFromFlags() {
   ServerOptions options;
   absl::StatusOr<ListenAddresses> listen = ParseListen(absl::GetFlag(FLAGS_listen));
   if (!listen.ok()) return listen.status();
   options.listen = *std::move(listen);
-  // No CUDA device is part of this build, so GPUs that the machine may have do not count.
-  absl::StatusOr<std::vector<std::string>> workers = ParseWorkers(absl::GetFlag(FLAGS_workers), DeviceSupport{});
-  if (!workers.ok()) return workers.status();
-  options.workers = *std::move(workers);
-  options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   options.worker_binary = WorkerBinary();
+  const std::string devices = absl::GetFlag(FLAGS_workers);
+  DeviceSupport support;
+  if (devices != "cpu") support = FindDevices(options.worker_binary);
+  absl::StatusOr<std::vector<std::string>> workers = ParseWorkers(devices, support);
+  if (!workers.ok()) return workers.status();
+  if (devices == "auto" && support.gpus.empty()) spdlog::info("workers: the CPU, no GPU: {}", support.why_no_gpu);
+  options.workers = *std::move(workers);
+  options.kernel_cache_dir = KernelCacheDirectory();
+  options.worker_hang_timeout = absl::GetFlag(FLAGS_worker_hang_timeout);
+  options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   options.worker_threads = absl::GetFlag(FLAGS_worker_threads);
   options.merging = absl::GetFlag(FLAGS_merging);
   options.tls = {absl::GetFlag(FLAGS_tls_cert), absl::GetFlag(FLAGS_tls_key), absl::GetFlag(FLAGS_tls_client_ca)};

@@ -3,11 +3,13 @@
 
 #include "proto/broker.h"
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 
+#include <algorithm>
 #include <sys/un.h>
 
 namespace gemmd {
@@ -27,6 +29,31 @@ bool SplitHostPort(absl::string_view text, absl::string_view& host) {
   if (!absl::SimpleAtoi(text.substr(colon + 1), &port) || port > 65535) return false;
   host = text.substr(0, colon);
   return true;
+}
+
+// "gpu", "gpu:N" or a UUID. NOT_FOUND if there is none of that name.
+absl::StatusOr<std::vector<std::string>> ParseGpus(absl::string_view text, const std::vector<std::string>& gpus) {
+  uint32_t index = 0;
+  if (absl::StartsWith(text, "GPU-")) {
+    if (std::find(gpus.begin(), gpus.end(), text) == gpus.end()) return absl::NotFoundError("");
+    return std::vector<std::string>{std::string(text)};
+  }
+  if (text == "gpu") {
+    if (gpus.empty()) return absl::NotFoundError("");
+    return gpus;
+  }
+  if (!absl::ConsumePrefix(&text, "gpu:") || !absl::SimpleAtoi(text, &index)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--workers: expected auto, cpu, gpu, gpu:N or GPU-UUID, got \"", text, "\""));
+  }
+  if (index >= gpus.size()) return absl::NotFoundError("");
+  return std::vector<std::string>{gpus[index]};
+}
+
+absl::Status NoSuchGpu(absl::string_view text, const DeviceSupport& support) {
+  return absl::FailedPreconditionError(absl::StrCat("--workers: expected a Hopper GPU for \"", text, "\", found ",
+                                                    support.gpus.size(), support.why_no_gpu.empty() ? "" : ": ",
+                                                    support.why_no_gpu));
 }
 
 absl::Status CheckTls(const ServerOptions& options) {
@@ -50,6 +77,9 @@ absl::Status CheckSizes(const ServerOptions& options) {
     return absl::InvalidArgumentError(absl::StrCat("--arena_bytes: expected at least ", 2 * options.max_message_bytes,
                                                    " (a request and a response of --max_message_bytes), got ",
                                                    options.arena_bytes));
+  }
+  if (options.worker_hang_timeout < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("--worker_hang_timeout: negative");
   }
   if (options.worker_threads < 0) return absl::InvalidArgumentError("--worker_threads: expected at least 0");
   if (options.drain_delay < absl::ZeroDuration()) return absl::InvalidArgumentError("--drain_delay: negative");
@@ -82,30 +112,22 @@ absl::StatusOr<ListenAddresses> ParseListen(absl::string_view text) {
   return listen;
 }
 
-absl::StatusOr<std::vector<std::string>> ParseWorkers(absl::string_view text, DeviceSupport support) {
+absl::StatusOr<std::vector<std::string>> ParseWorkers(absl::string_view text, const DeviceSupport& support) {
   std::vector<std::string> workers;
   if (text == "auto") {
-    workers.push_back("cpu");
-    if (support.gpu_count > 0) workers.assign(1, "gpu:0");
+    workers = support.gpus;
+    if (workers.empty()) workers.push_back("cpu");
     return workers;
   }
   for (absl::string_view part : absl::StrSplit(text, ',')) {
-    int index = 0;
     if (part == "cpu") {
       workers.emplace_back(part);
       continue;
     }
-    const bool all = part == "gpu";
-    if (!all && (!absl::ConsumePrefix(&part, "gpu:") || !absl::SimpleAtoi(part, &index) || index < 0)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--workers: expected auto, cpu, gpu or gpu:N, got \"", part, "\""));
-    }
-    if (index >= support.gpu_count) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("--workers: expected a usable Hopper GPU ", index, ", found ", support.gpu_count));
-    }
-    for (int gpu = index; gpu < (all ? support.gpu_count : index + 1); ++gpu)
-      workers.push_back(absl::StrCat("gpu:", gpu));
+    absl::StatusOr<std::vector<std::string>> gpus = ParseGpus(part, support.gpus);
+    if (absl::IsNotFound(gpus.status())) return NoSuchGpu(part, support);
+    if (!gpus.ok()) return gpus.status();
+    workers.insert(workers.end(), gpus->begin(), gpus->end());
   }
   if (workers.size() > kMaxWorkers) {
     return absl::InvalidArgumentError(absl::StrCat("--workers: expected at most ", kMaxWorkers));

@@ -35,9 +35,10 @@ struct TlsFiles {
 struct ServerOptions {
   ListenAddresses listen;
   std::string metrics_listen;        // HOST:PORT; empty: no metrics.
-  std::vector<std::string> workers;  // Devices: "cpu", "gpu:0".
+  std::vector<std::string> workers;  // Devices: "cpu", or the UUID of a GPU.
   std::string worker_binary;
-  int worker_threads = 0;  // Of a CPU worker; 0: one per core.
+  int worker_threads = 0;        // Of a CPU worker; 0: one per core.
+  std::string kernel_cache_dir;  // Of GPU workers; empty: kernels are compiled at every start.
   bool merging = true;
   TlsFiles tls;
   bool insecure = false;  // Allows TCP on other than loopback addresses without TLS.
@@ -48,6 +49,8 @@ struct ServerOptions {
   absl::Duration drain_delay = absl::Seconds(5);
   // For what was accepted before: longer than any product takes.
   absl::Duration drain_timeout = absl::Seconds(30);
+  // Without one completed request while there are some: then a worker hangs, and is killed. Zero: never.
+  absl::Duration worker_hang_timeout = absl::Seconds(10);
   // For workers to say that they are ready; a GPU worker compiles kernels first.
   absl::Duration worker_start_timeout = absl::Seconds(60);
 
@@ -70,12 +73,14 @@ absl::StatusOr<ListenAddresses> ParseListen(absl::string_view text);
 
 // What this machine and this build can run workers on.
 struct DeviceSupport {
-  int gpu_count = 0;  // 0 also if the build has no CUDA device.
+  std::vector<std::string> gpus;  // UUIDs ("GPU-...") of the Hopper GPUs.
+  std::string why_no_gpu;         // One line, if there are none.
 };
 
-// "auto", or a comma-separated list of "cpu", "gpu" (all GPUs) and "gpu:N". Errors: INVALID_ARGUMENT (syntax),
+// "auto" (every Hopper GPU; the CPU if there is none), or a comma-separated list of "cpu", "gpu" (all GPUs), "gpu:N"
+// and UUIDs; a device may be named twice. Returns the devices: "cpu" or UUIDs. Errors: INVALID_ARGUMENT (syntax),
 // FAILED_PRECONDITION (no such device).
-absl::StatusOr<std::vector<std::string>> ParseWorkers(absl::string_view text, DeviceSupport support);
+absl::StatusOr<std::vector<std::string>> ParseWorkers(absl::string_view text, const DeviceSupport& support);
 
 // True for addresses that only this machine can reach.
 bool IsLoopback(absl::string_view host_and_port);

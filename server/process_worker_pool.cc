@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/process_worker_pool.h"
 
+#include "server/fanout.h"
 #include "server/router.h"
 
 #include "absl/container/inlined_vector.h"
@@ -17,6 +18,10 @@ namespace {
 // Most workers that routing looks at without an allocation: a machine has eight GPUs.
 constexpr size_t kUsualWorkers = 8;
 
+constexpr char kCpu[] = "cpu";
+// One percent of what a Hopper GPU computes.
+constexpr double kLeastGpuWorkPerSecond = 1e13;
+
 absl::Status NoneReady() { return absl::UnavailableError("no ready worker"); }
 
 ControlRequest CloseRequest(uint64_t region_id) {
@@ -25,46 +30,6 @@ ControlRequest CloseRequest(uint64_t region_id) {
   request.region_id = region_id;
   return request;
 }
-
-// Waits for the replies of several workers to one question, then calls `done` once. Its maker holds one count until all
-// questions are sent.
-class Fanout {
- public:
-  using Done = std::function<void(absl::Status, const ControlReply&)>;
-  explicit Fanout(Done done) : done_(std::move(done)) {}
-
-  void Expect() {
-    absl::MutexLock lock(&mutex_);
-    ++waiting_;
-  }
-
-  // A worker that dies is no refusal: its successor gets everything again.
-  void Answer(const absl::StatusOr<ControlResult>& result) {
-    if (!result.ok()) return Finish(absl::IsUnavailable(result.status()) ? absl::OkStatus() : result.status(), {});
-    Finish(absl::OkStatus(), result->reply);
-  }
-
-  void Unexpect() { AllSent(); }
-  void AllSent() { Finish(absl::OkStatus(), {}); }
-
- private:
-  void Finish(const absl::Status& status, const ControlReply& reply) {
-    {
-      absl::MutexLock lock(&mutex_);
-      if (status_.ok()) status_ = status;
-      sum_.kernels_ready += reply.kernels_ready;
-      sum_.kernels_compiled += reply.kernels_compiled;
-      if (--waiting_ > 0) return;
-    }
-    done_(status_, sum_);
-  }
-
-  const Done done_;
-  absl::Mutex mutex_;
-  int waiting_ = 1;
-  absl::Status status_;
-  ControlReply sum_;
-};
 
 }  // namespace
 
@@ -91,6 +56,7 @@ ProcessWorkerPool::~ProcessWorkerPool() {
   supervisor_->BeginStop();
   links.clear();
   supervisor_.reset();
+  SubmitReturned();
 }
 
 void ProcessWorkerPool::Start() { supervisor_->Start(); }
@@ -129,10 +95,15 @@ void ProcessWorkerPool::OnStarted(int worker, pid_t pid, UniqueFd socket) {
     const uint32_t generation = ++slot.generation;
     WorkerLinkOptions options = options_.link;
     options.generation = generation;
+    if (slot.traits.device != kCpu) options.least_work_per_second = kLeastGpuWorkPerSecond;
     absl::StatusOr<std::unique_ptr<WorkerLink>> created = WorkerLink::Create(
         std::move(socket), options,
         {[this, worker, generation](const WorkerTraits& traits) { OnHello(worker, generation, traits); },
-         [this, worker, generation] { OnDeath(worker, generation); }});
+         [this, worker, generation] { OnDeath(worker, generation); },
+         [this, worker, generation] { OnHang(worker, generation); },
+         [this, worker, generation](const JobDescriptor& descriptor, JobCallback callback) {
+           OnReturned(worker, generation, descriptor, std::move(callback));
+         }});
     slot.pid = pid;
     slot.state = WorkerState::kStarting;
     if (!created.ok()) {
@@ -163,6 +134,8 @@ void ProcessWorkerPool::OnEnded(int worker, bool quarantined) {
     slot.mapped.clear();
     slot.reconciling = 0;
   }
+  link.reset();
+  SubmitReturned();  // Those that only this worker could take fail if it is quarantined.
   on_change_();
 }
 
@@ -188,6 +161,13 @@ void ProcessWorkerPool::OnDeath(int worker, uint32_t generation) {
   on_change_();
 }
 
+void ProcessWorkerPool::OnHang(int worker, uint32_t generation) {
+  absl::MutexLock lock(&mutex_);
+  if (!IsCurrent(worker, generation)) return;
+  spdlog::error("worker {}: has {} requests and finishes none", worker, slot(worker).link->jobs_in_flight());
+  supervisor_->ReportHung(worker);
+}
+
 void ProcessWorkerPool::Reconcile(int worker, uint32_t generation) {
   {
     absl::MutexLock lock(&mutex_);
@@ -196,7 +176,62 @@ void ProcessWorkerPool::Reconcile(int worker, uint32_t generation) {
     slot(worker).state = WorkerState::kReady;
   }
   supervisor_->ReportReady(worker);
+  SubmitReturned();
   on_change_();
+}
+
+void ProcessWorkerPool::OnReturned(int worker, uint32_t generation, const JobDescriptor& descriptor,
+                                   JobCallback callback) {
+  {
+    absl::MutexLock lock(&mutex_);
+    // It ends: nothing more for it.
+    if (IsCurrent(worker, generation) && slot(worker).state == WorkerState::kReady) {
+      slot(worker).state = WorkerState::kDead;
+    }
+    returned_.push_back({descriptor, std::make_shared<JobCallback>(std::move(callback))});
+  }
+  SubmitReturned();
+}
+
+// To workers that are ready; jobs that no worker will ever take fail.
+void ProcessWorkerPool::SubmitReturned() {
+  std::vector<std::pair<ReturnedJob, absl::Status>> failed;
+  {
+    absl::MutexLock lock(&mutex_);
+    std::vector<ReturnedJob> waiting;
+    for (ReturnedJob& job : returned_) {
+      const int home = HomeOf(job.descriptor);
+      const absl::StatusOr<SubmittedJob> submitted = SubmitLocked(
+          job.descriptor, home, [callback = job.callback](const absl::Status& status, const JobCompletion& completion) {
+            (*callback)(status, completion);
+          });
+      if (submitted.ok()) {
+        slot(submitted->worker).link->LeaveToThread();
+      } else if (absl::IsUnavailable(submitted.status()) && HasFuture(home)) {
+        waiting.push_back(std::move(job));
+      } else {
+        failed.emplace_back(std::move(job), submitted.status());
+      }
+    }
+    returned_ = std::move(waiting);
+  }
+  for (const auto& [job, status] : failed) (*job.callback)(status, JobCompletion());
+}
+
+// The worker where an operand of the job lives, if one does.
+int ProcessWorkerPool::HomeOf(const JobDescriptor& descriptor) const {
+  for (const OperandDescriptor& operand : descriptor.operands) {
+    const auto region = regions_.find(operand.region);
+    if (region != regions_.end() && region->second.worker != kAnyWorker) return region->second.worker;
+  }
+  return kAnyWorker;
+}
+
+bool ProcessWorkerPool::HasFuture(int worker) const {
+  if (stopping_) return false;
+  if (worker != kAnyWorker) return slots_[static_cast<size_t>(worker)].state != WorkerState::kQuarantined;
+  return std::any_of(slots_.begin(), slots_.end(),
+                     [](const Slot& slot) { return slot.state != WorkerState::kQuarantined; });
 }
 
 bool ProcessWorkerPool::SendDifference(int worker) {

@@ -33,7 +33,7 @@ namespace gemmd {
 struct ProcessWorkerPoolOptions {
   SupervisorOptions supervisor;
   WorkerLinkOptions link;
-  std::vector<std::string> devices;  // What each worker is called until its hello: "cpu", "gpu:0".
+  std::vector<std::string> devices;  // What each worker is called until its hello: "cpu", or the UUID of a GPU.
 };
 
 class ProcessWorkerPool : public WorkerPool {
@@ -78,6 +78,12 @@ class ProcessWorkerPool : public WorkerPool {
     uint32_t reconciling = 0;             // Requests of the running reconciliation without a reply.
   };
 
+  // A job that a dying worker never began, until another can take it.
+  struct ReturnedJob {
+    JobDescriptor descriptor;
+    std::shared_ptr<JobCallback> callback;
+  };
+
   absl::StatusOr<SubmittedJob> SubmitLocked(const JobDescriptor& descriptor, int worker, JobCallback done)
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   Slot& slot(int worker) ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return slots_[static_cast<size_t>(worker)]; }
@@ -86,6 +92,11 @@ class ProcessWorkerPool : public WorkerPool {
   void OnEnded(int worker, bool quarantined);
   void OnHello(int worker, uint32_t generation, const WorkerTraits& traits);
   void OnDeath(int worker, uint32_t generation);
+  void OnHang(int worker, uint32_t generation);
+  void OnReturned(int worker, uint32_t generation, const JobDescriptor& descriptor, JobCallback callback);
+  void SubmitReturned();
+  int HomeOf(const JobDescriptor& descriptor) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  bool HasFuture(int worker) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   void Reconcile(int worker, uint32_t generation);
   bool SendDifference(int worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnReconciled(int worker, uint32_t generation, const absl::Status& status);
@@ -101,6 +112,7 @@ class ProcessWorkerPool : public WorkerPool {
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<Slot> slots_ ABSL_GUARDED_BY(mutex_);
   std::unordered_map<uint64_t, Region> regions_ ABSL_GUARDED_BY(mutex_);
+  std::vector<ReturnedJob> returned_ ABSL_GUARDED_BY(mutex_);
 
   std::unique_ptr<Supervisor> supervisor_;
 };

@@ -50,7 +50,7 @@ bool EqualSecrets(const SessionSecret& left, const SessionSecret& right) {
 }
 
 bool IsHexSecret(absl::string_view text) {
-  return text.size() == 2 * kSecretBytes && std::all_of(text.begin(), text.end(), [](char c) {
+  return text.size() == size_t{2} * kSecretBytes && std::all_of(text.begin(), text.end(), [](char c) {
            return absl::ascii_isxdigit(static_cast<unsigned char>(c));
          });
 }

@@ -80,6 +80,7 @@ absl::StatusOr<StartedProcess> Spawn(const std::string& binary, const std::vecto
   words.insert(words.begin(), binary);
   words.push_back(absl::StrCat("--control_fd=", kControlFd));
   std::vector<char*> arguments;
+  arguments.reserve(words.size() + 1);
   for (std::string& word : words) arguments.push_back(word.data());
   arguments.push_back(nullptr);
   const int error =
@@ -130,6 +131,14 @@ void Supervisor::ReportReady(int worker) {
   Wake();
 }
 
+void Supervisor::ReportHung(int worker) {
+  {
+    absl::MutexLock lock(&mutex_);
+    hung_.push_back(worker);
+  }
+  Wake();
+}
+
 void Supervisor::ReportLost(int worker) {
   {
     absl::MutexLock lock(&mutex_);
@@ -164,13 +173,19 @@ void Supervisor::Run() {
 
 void Supervisor::HandleReports(uint64_t now_ns) {
   std::vector<int> ready;
+  std::vector<int> hung;
   std::vector<int> lost;
   {
     absl::MutexLock lock(&mutex_);
     ready.swap(ready_);
+    hung.swap(hung_);
     lost.swap(lost_);
   }
   for (int index : ready) workers_[static_cast<size_t>(index)].kill_at_ns = 0;
+  for (int index : hung) {
+    Worker& worker = workers_[static_cast<size_t>(index)];
+    if (worker.pid != 0) worker.kill_at_ns = now_ns;
+  }
   for (int index : lost) {
     Worker& worker = workers_[static_cast<size_t>(index)];
     if (worker.pid != 0) worker.kill_at_ns = now_ns + options_.exit_grace_ns;
@@ -240,6 +255,7 @@ void Supervisor::StartWorker(int index, uint64_t now_ns) {
     // Reports so far were about its predecessor.
     absl::MutexLock lock(&mutex_);
     std::erase(ready_, index);
+    std::erase(hung_, index);
     std::erase(lost_, index);
   }
   events_.on_started(index, worker.pid, std::move(started->socket));

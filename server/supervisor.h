@@ -56,6 +56,9 @@ class Supervisor {
   // Any thread. The worker takes jobs: its start-up timeout is over.
   void ReportReady(int worker);
 
+  // Any thread. The worker does not finish what it was given: its process is killed.
+  void ReportHung(int worker);
+
   // Any thread. The worker's control socket ended: the process has exit_grace_ns left.
   void ReportLost(int worker);
 
@@ -88,6 +91,7 @@ class Supervisor {
   mutable absl::Mutex mutex_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<int> ready_ ABSL_GUARDED_BY(mutex_);
+  std::vector<int> hung_ ABSL_GUARDED_BY(mutex_);
   std::vector<int> lost_ ABSL_GUARDED_BY(mutex_);
 
   std::thread thread_;

@@ -269,6 +269,7 @@ void TensorRegistry::CloseAllOf(const Session& session) {
     tensor.abandoned = true;
     if (tensor.ready) ended.push_back(tensor_id);
   }
+  dropped.reserve(ended.size());
   for (const uint64_t tensor_id : ended) dropped.push_back(Extract(tensor_id));
 }
 

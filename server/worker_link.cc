@@ -98,7 +98,7 @@ absl::StatusOr<uint64_t> WorkerLink::Submit(const JobDescriptor& descriptor, dou
   if (free_jobs_.empty()) return absl::ResourceExhaustedError("too many requests in flight on this worker");
   const uint32_t index = free_jobs_.back();
   job.job_id = (uint64_t{options_.generation} << (kSequenceBits + kSlotBits)) | (next_sequence_++ << kSlotBits) | index;
-  jobs_[index] = {job.job_id, work, std::move(callback)};
+  jobs_[index] = {job.job_id, work, std::move(callback), job};
   // Counted before the worker can answer, so that nobody stops reading completions.
   jobs_in_flight_.fetch_add(1, std::memory_order_relaxed);
   if (!submissions_.Write(job)) {
@@ -252,12 +252,25 @@ bool WorkerLink::BecomeReader() {
 }
 
 void WorkerLink::ReadUntilIdle() {
+  uint64_t progress_ns = MonotonicNanos();
   while (true) {
     const bool was_dead = dead();
-    DrainRing();
+    const bool has_read = DrainRing();
     if (StopReading(was_dead)) return;
-    completions_.Wait(0, SpinPolicy{options_.spin_ns});
+    const uint64_t now_ns = MonotonicNanos();
+    const uint64_t hang_ns = HangDeadline(progress_ns);
+    const bool hangs = !has_read && hang_ns != 0 && now_ns >= hang_ns;
+    if (hangs && !was_dead && events_.on_hang) events_.on_hang();
+    if (has_read || hangs) progress_ns = now_ns;
+    completions_.Wait(HangDeadline(progress_ns), SpinPolicy{options_.spin_ns});
   }
+}
+
+// 0: none.
+uint64_t WorkerLink::HangDeadline(uint64_t progress_ns) const {
+  if (options_.hang_timeout_ns == 0) return 0;
+  return progress_ns + options_.hang_timeout_ns +
+         static_cast<uint64_t>(work_in_flight() / options_.least_work_per_second * 1e9);
 }
 
 bool WorkerLink::StopReading(bool was_dead) {
@@ -267,20 +280,30 @@ bool WorkerLink::StopReading(bool was_dead) {
   return true;
 }
 
-void WorkerLink::DrainRing() {
+// True if there was something to read.
+bool WorkerLink::DrainRing() {
   JobCompletion completion;
   RingRead read = RingRead::kEmpty;
-  while ((read = completions_.Read(completion)) == RingRead::kItem) Complete(completion);
+  bool has_read = false;
+  while ((read = completions_.Read(completion)) == RingRead::kItem) {
+    Complete(completion);
+    has_read = true;
+  }
   if (read == RingRead::kBroken) {
     if (!dead()) spdlog::error("worker broke its completion ring");
     shutdown(socket_.get(), SHUT_RDWR);
   }
+  return has_read;
 }
 
 void WorkerLink::Complete(const JobCompletion& completion) {
   PendingJob job;
   if (!TakeJob(completion.job_id, job)) {
     spdlog::error("worker completed a job that it was not given");
+    return;
+  }
+  if (completion.reason.rule == Rule::kNotStarted && events_.on_returned) {
+    events_.on_returned(job.descriptor, std::move(job.callback));
     return;
   }
   job.callback(StatusOf(completion), completion);
@@ -290,15 +313,14 @@ bool WorkerLink::TakeJob(uint64_t job_id, PendingJob& job) {
   absl::MutexLock lock(&mutex_);
   const uint32_t index = SlotOf(job_id);
   if (job_id == 0 || index >= jobs_.size() || jobs_[index].job_id != job_id) return false;
-  job = {job_id, jobs_[index].work, std::move(jobs_[index].callback)};
-  ReleaseSlot(index);
+  std::swap(job, jobs_[index]);
+  ReleaseSlot(index, job.work);
   return true;
 }
 
-void WorkerLink::ReleaseSlot(uint32_t index) {
-  work_in_flight_.fetch_sub(jobs_[index].work, std::memory_order_relaxed);
+void WorkerLink::ReleaseSlot(uint32_t index, double work) {
+  work_in_flight_.fetch_sub(work, std::memory_order_relaxed);
   jobs_in_flight_.fetch_sub(1, std::memory_order_relaxed);
-  jobs_[index] = {};
   free_jobs_.push_back(index);
 }
 
@@ -308,8 +330,8 @@ void WorkerLink::FailJobs() {
     absl::MutexLock lock(&mutex_);
     for (uint32_t index = 0; index < jobs_.size(); ++index) {
       if (jobs_[index].job_id == 0) continue;
-      failed.push_back({jobs_[index].job_id, jobs_[index].work, std::move(jobs_[index].callback)});
-      ReleaseSlot(index);
+      failed.push_back(std::exchange(jobs_[index], {}));
+      ReleaseSlot(index, failed.back().work);
     }
   }
   JobCompletion none;

@@ -43,6 +43,10 @@ struct WorkerLinkOptions {
   // Control requests sent and not answered; the rest waits here, so that a send never blocks on a full socket buffer
   // (which holds about 270 of them).
   uint32_t max_control_in_flight = 128;
+  // Without a completion for so long, and for as long again as the work in flight takes at this rate (units of
+  // router.h's PredictWork), while jobs are in flight: the worker hangs. 0: never.
+  uint64_t hang_timeout_ns = 0;
+  double least_work_per_second = 2e10;
   // Tells the job ids of this process from those of its predecessors.
   uint32_t generation = 0;
 };
@@ -62,6 +66,10 @@ class WorkerLink {
   struct Events {
     std::function<void(const WorkerTraits&)> on_hello;  // The worker takes requests.
     std::function<void()> on_death;                     // Once, before the first failed callback.
+    std::function<void()> on_hang;                      // The process should be killed; on_death follows.
+    // The worker ends and gives back a job that it never began. Whoever takes it calls the callback some day; unset:
+    // the callback gets UNAVAILABLE.
+    std::function<void(const JobDescriptor&, JobCallback)> on_returned;
   };
 
   // Takes the front end's end of the control socket of a process that was just started.
@@ -105,6 +113,7 @@ class WorkerLink {
     uint64_t job_id = 0;  // 0: free.
     double work = 0;
     JobCallback callback;
+    JobDescriptor descriptor;  // For on_returned.
   };
   struct OutgoingControl {
     ControlRequest request;
@@ -125,11 +134,12 @@ class WorkerLink {
   bool BecomeReader();
   void ReadUntilIdle();
   bool StopReading(bool was_dead);
-  void DrainRing();
+  bool DrainRing();
+  uint64_t HangDeadline(uint64_t progress_ns) const;
   void Complete(const JobCompletion& completion);
   void FailJobs();
   bool TakeJob(uint64_t job_id, PendingJob& job);
-  void ReleaseSlot(uint32_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ReleaseSlot(uint32_t index, double work) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool dead() const { return dead_.load(std::memory_order_acquire); }
 
   const WorkerLinkOptions options_;

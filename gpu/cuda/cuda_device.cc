@@ -2,7 +2,9 @@
 #include "gpu/cuda/cuda_device.h"
 
 #include "gpu/cuda/cuda_memory.h"
+#include "gpu/cuda/injected_fault.h"
 #include "gpu/cuda_status.h"
+#include "gpu/jit/nvrtc.h"
 
 #include "absl/memory/memory.h"
 #include "absl/strings/numbers.h"
@@ -57,6 +59,7 @@ Reason ReasonOf(const absl::Status& status) {
   reason.rule = absl::IsResourceExhausted(status) ? Rule::kOutOfMemory
                 : absl::IsUnimplemented(status)   ? Rule::kUnsupported
                 : absl::IsOutOfRange(status)      ? Rule::kRegionShrank
+                : absl::IsDataLoss(status)        ? Rule::kDeviceLost
                                                   : Rule::kDeviceFailed;
   reason.got = status.raw_code();
   return reason;
@@ -70,6 +73,31 @@ int64_t RowsOf(const Gemm& gemm) {
 }
 
 }  // namespace
+
+absl::StatusOr<std::vector<GpuName>> ListHopperGpus() {
+  if (const auto nvrtc = Nvrtc::Load(); !nvrtc.ok()) return nvrtc.status();
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("no NVIDIA GPU with a driver for CUDA 12 or newer (", cudaGetErrorName(error), ")"));
+  }
+  std::vector<GpuName> gpus;
+  std::string others;
+  for (int device = 0; device < count; ++device) {
+    cudaDeviceProp properties;
+    if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) continue;
+    if (IsHopper(properties)) {
+      gpus.push_back({UuidText(properties.uuid), properties.name});
+    } else {
+      absl::StrAppend(&others, others.empty() ? "" : ", ", properties.name, " (", properties.major, ".",
+                      properties.minor, ")");
+    }
+  }
+  if (!gpus.empty()) return gpus;
+  return absl::FailedPreconditionError(
+      absl::StrCat("no Hopper GPU (compute capability 9.0) among the ", count, " of this machine: ", others));
+}
 
 CudaDevice::CudaDevice(const CudaDeviceOptions&, int device) : device_(device) {}
 
@@ -203,7 +231,11 @@ void CudaDevice::Submit(Batch batch, BatchDone done) {
   cudaSetDevice(device_);
   BatchResult result;
   result.launched_ns = NowNanos();
-  for (const absl::Status& status : batches_->Launch(batch, lane->stream)) result.reasons.push_back(ReasonOf(status));
+  if (next_fault_) LaunchFault(*std::exchange(next_fault_, std::nullopt), lane->stream).IgnoreError();
+  for (const absl::Status& status : batches_->Launch(batch, lane->stream)) {
+    if (absl::IsDataLoss(status)) NoteLoss(status);
+    result.reasons.push_back(ReasonOf(status));
+  }
   const cudaError_t error = cudaEventRecord(lane->finished, lane->stream);
   if (error != cudaSuccess) NoteFailure(error);
   absl::MutexLock lock(&mutex_);
@@ -226,7 +258,8 @@ void CudaDevice::RunLane(Lane* lane) {
     BatchResult result = std::move(lane->result);
     if (error != cudaSuccess) {
       NoteFailure(error);
-      for (Reason& reason : result.reasons) reason = {JobField::kDevice, Rule::kDeviceFailed, {}, 0, 0, error};
+      const Rule rule = IsSticky(error) ? Rule::kDeviceLost : Rule::kDeviceFailed;
+      for (Reason& reason : result.reasons) reason = {JobField::kDevice, rule, {}, 0, 0, error};
     }
     result.finished_ns = NowNanos();
     Batch batch = std::move(lane->batch);
@@ -244,8 +277,12 @@ void CudaDevice::RunLane(Lane* lane) {
 }
 
 void CudaDevice::NoteFailure(cudaError_t error) {
+  if (IsSticky(error)) NoteLoss(CudaStatus(error, "running a batch"));
+}
+
+void CudaDevice::NoteLoss(const absl::Status& status) {
   absl::MutexLock lock(&mutex_);
-  if (health_.ok() && IsSticky(error)) health_ = CudaStatus(error, "running a batch");
+  if (health_.ok()) health_ = status;
 }
 
 void CudaDevice::Wait() {

@@ -21,6 +21,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -28,7 +29,7 @@
 namespace gemmd {
 
 struct CudaDeviceOptions {
-  // Index ("0") or UUID ("GPU-...") of the GPU among those that this process sees.
+  // UUID ("GPU-..."), or index ("0") among those that this process sees.
   std::string gpu = "0";
   GemmLauncher::Options kernels;
   // Batches in flight. Two would keep both directions of PCIe and the SMs busy; more hide the gaps between small ones.
@@ -36,6 +37,10 @@ struct CudaDeviceOptions {
   // Scratch memory that stays allocated between batches.
   uint64_t scratch_keep_bytes = uint64_t{4} << 30;
 };
+
+// Every Hopper GPU that this process sees. Errors: FAILED_PRECONDITION, in one line, if there is none, no driver, or no
+// NVRTC to compile kernels with.
+absl::StatusOr<std::vector<GpuName>> ListHopperGpus();
 
 class CudaDevice : public Device {
  public:
@@ -52,6 +57,7 @@ class CudaDevice : public Device {
   void Wait() override;
   uint64_t PredictNanos(const Gemm& gemm) const override;
   absl::Status Healthy() const override;
+  void InjectFault(DeviceFault fault) override { next_fault_ = fault; }
 
  private:
   // A stream, and the batch that runs on it.
@@ -72,6 +78,7 @@ class CudaDevice : public Device {
   Lane* TakeLane();
   void RunLane(Lane* lane);
   void NoteFailure(cudaError_t error) ABSL_LOCKS_EXCLUDED(mutex_);
+  void NoteLoss(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
 
   const int device_;
   DeviceTraits traits_;
@@ -79,6 +86,7 @@ class CudaDevice : public Device {
   std::unique_ptr<GemmLauncher> launcher_;
   void* empty_ = nullptr;
   std::unique_ptr<BatchLauncher> batches_;
+  std::optional<DeviceFault> next_fault_;  // The loop's.
 
   mutable absl::Mutex mutex_;
   std::vector<std::unique_ptr<Lane>>

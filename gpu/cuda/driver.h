@@ -6,8 +6,11 @@
 
 #include "absl/status/statusor.h"
 #include <cuda.h>
+#include <cuda_runtime_api.h>
 
 namespace gemmd {
+
+inline bool IsHopper(const cudaDeviceProp& properties) { return properties.major == 9 && properties.minor == 0; }
 
 struct Driver {
   decltype(&cuTensorMapEncodeTiled) tensor_map_encode_tiled = nullptr;

@@ -118,11 +118,11 @@ std::vector<TileChoice> Candidates(KernelScaling scaling, Grouping grouping) {
 }
 
 double PredictNanos(const GemmShape& shape, const GemmTraits& t, int sms) {
-  const int64_t columns = CeilDiv(shape.n, t.block_n * t.cluster_n());
+  const int64_t columns = CeilDiv(shape.n, int64_t{t.block_n} * t.cluster_n());
   int64_t clusters = 0;
   double rows = 0;
   for (const int64_t m : shape.rows) {
-    clusters += CeilDiv(m, t.block_m * t.cluster_m()) * columns;
+    clusters += CeilDiv(m, int64_t{t.block_m} * t.cluster_m()) * columns;
     rows += static_cast<double>(m);
   }
   const int64_t slots = sms / t.cluster();

@@ -13,8 +13,6 @@
 namespace gemmd {
 namespace {
 
-constexpr int kHopperMajor = 9;
-constexpr int kHopperMinor = 0;
 constexpr size_t kConfigLimit = 65536;  // Remembered shapes; beyond that all are forgotten.
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -64,7 +62,7 @@ absl::Status CheckHopper(int device) {
       !status.ok()) {
     return status;
   }
-  if (properties.major == kHopperMajor && properties.minor == kHopperMinor) return absl::OkStatus();
+  if (IsHopper(properties)) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat("a Hopper GPU (compute capability 9.0) is needed; ",
                                                     properties.name, " has ", properties.major, ".", properties.minor));
 }
@@ -92,6 +90,9 @@ absl::StatusOr<std::unique_ptr<GemmLauncher>> GemmLauncher::Create(const Options
       !status.ok()) {
     return status;
   }
+  absl::StatusOr<NvrtcCompiler> compiler =
+      NvrtcCompiler::Create(EmbeddedKernelSources(), {"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh"});
+  if (!compiler.ok()) return compiler.status();
   std::optional<KernelStore> store;
   if (!options.cache_directory.empty()) {
     absl::StatusOr<KernelStore> opened = KernelStore::Open(options.cache_directory, options.cache_bytes);
@@ -99,12 +100,11 @@ absl::StatusOr<std::unique_ptr<GemmLauncher>> GemmLauncher::Create(const Options
     store = *std::move(opened);
   }
   std::unique_ptr<GemmLauncher> launcher(new GemmLauncher(*driver, sms));
-  launcher->compiler_ = std::make_unique<NvrtcCompiler>(
-      EmbeddedKernelSources(), std::vector<std::string>{"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh"});
+  launcher->compiler_ = std::make_unique<NvrtcCompiler>(*std::move(compiler));
   launcher->cache_ = std::make_unique<KernelCache>(
-      [compiler = launcher->compiler_.get()](const KernelKey& key) {
+      [raw = launcher->compiler_.get()](const KernelKey& key) {
         std::string log;
-        absl::StatusOr<CompiledKernel> kernel = compiler->Compile(key, &log);
+        absl::StatusOr<CompiledKernel> kernel = raw->Compile(key, &log);
         if (!kernel.ok()) spdlog::error("kernel {}: {}", key.expression, log);
         return kernel;
       },
@@ -246,11 +246,11 @@ absl::Status GemmLauncher::LaunchSegments(const GemmCall& call, const GemmConfig
   args.segment_count = static_cast<int>(count);
   args.clip_rows = call.clip_rows;
   int64_t tiles = 0;
-  const int64_t columns = CeilDiv(call.n(), traits.block_n * traits.cluster_n());
+  const int64_t columns = CeilDiv(call.n(), int64_t{traits.block_n} * traits.cluster_n());
   for (size_t i = 0; i < count; ++i) {
     const Segment& segment = call.segments[first + i];
     args.segments[i] = segment;
-    tiles += CeilDiv(segment.row_end - segment.row_begin, traits.block_m * traits.cluster_m()) * columns;
+    tiles += CeilDiv(segment.row_end - segment.row_begin, int64_t{traits.block_m} * traits.cluster_m()) * columns;
   }
   if (tiles == 0) return absl::OkStatus();
   args.tiles = static_cast<int>(tiles);

@@ -5,7 +5,6 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include <nvrtc.h>
 
 #include <memory>
 #include <utility>
@@ -20,29 +19,30 @@ constexpr const char* kCodeOptions[] = {"--std=c++20", "-default-device", "--ptx
 constexpr char kReportOption[] = "--ptxas-options=-v";
 
 struct DestroyProgram {
-  void operator()(nvrtcProgram program) const { nvrtcDestroyProgram(&program); }
+  const Nvrtc* nvrtc;
+  void operator()(nvrtcProgram program) const { nvrtc->destroy_program(&program); }
 };
 using Program = std::unique_ptr<std::remove_pointer_t<nvrtcProgram>, DestroyProgram>;
 
-absl::Status NvrtcStatus(nvrtcResult result, absl::string_view what) {
+absl::Status NvrtcStatus(const Nvrtc& nvrtc, nvrtcResult result, absl::string_view what) {
   if (result == NVRTC_SUCCESS) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(what, ": ", nvrtcGetErrorString(result)));
+  return absl::InternalError(absl::StrCat(what, ": ", nvrtc.get_error_string(result)));
 }
 
-std::string CompilerName() {
+std::string CompilerName(const Nvrtc& nvrtc) {
   int major = 0;
   int minor = 0;
-  nvrtcVersion(&major, &minor);
+  nvrtc.version(&major, &minor);
   std::string name = absl::StrCat("NVRTC ", major, ".", minor);
   for (const char* option : kCodeOptions) absl::StrAppend(&name, " ", option);
   return name;
 }
 
-std::string LogOf(nvrtcProgram program) {
+std::string LogOf(const Nvrtc& nvrtc, nvrtcProgram program) {
   size_t size = 0;
-  if (nvrtcGetProgramLogSize(program, &size) != NVRTC_SUCCESS || size < 2) return {};
+  if (nvrtc.get_program_log_size(program, &size) != NVRTC_SUCCESS || size < 2) return {};
   std::string log(size, '\0');
-  nvrtcGetProgramLog(program, log.data());
+  nvrtc.get_program_log(program, log.data());
   log.resize(size - 1);
   return log;
 }
@@ -55,7 +55,8 @@ std::string FirstError(const std::string& log) {
   return "no error line in the log";
 }
 
-absl::StatusOr<Program> CreateProgram(const std::string& text, absl::Span<const KernelSource> sources) {
+absl::StatusOr<Program> CreateProgram(const Nvrtc& nvrtc, const std::string& text,
+                                      absl::Span<const KernelSource> sources) {
   std::vector<const char*> names;
   std::vector<const char*> texts;
   for (const KernelSource& source : sources) {
@@ -63,17 +64,25 @@ absl::StatusOr<Program> CreateProgram(const std::string& text, absl::Span<const 
     texts.push_back(source.text);
   }
   nvrtcProgram program = nullptr;
-  const nvrtcResult result = nvrtcCreateProgram(&program, text.c_str(), "gemmd_kernels.cu",
-                                                static_cast<int>(names.size()), texts.data(), names.data());
-  if (absl::Status status = NvrtcStatus(result, "nvrtcCreateProgram"); !status.ok()) return status;
-  return Program(program);
+  const nvrtcResult result = nvrtc.create_program(&program, text.c_str(), "gemmd_kernels.cu",
+                                                  static_cast<int>(names.size()), texts.data(), names.data());
+  if (absl::Status status = NvrtcStatus(nvrtc, result, "nvrtcCreateProgram"); !status.ok()) return status;
+  return Program(program, DestroyProgram{&nvrtc});
 }
 
 }  // namespace
 
-NvrtcCompiler::NvrtcCompiler(absl::Span<const KernelSource> sources, std::vector<std::string> main_sources)
-    : sources_(sources), compiler_(CompilerName()) {
-  for (const std::string& name : main_sources) absl::StrAppend(&program_, "#include \"", name, "\"\n");
+absl::StatusOr<NvrtcCompiler> NvrtcCompiler::Create(absl::Span<const KernelSource> sources,
+                                                    absl::Span<const absl::string_view> main_sources) {
+  const absl::StatusOr<const Nvrtc*> nvrtc = Nvrtc::Load();
+  if (!nvrtc.ok()) return nvrtc.status();
+  return NvrtcCompiler(**nvrtc, sources, main_sources);
+}
+
+NvrtcCompiler::NvrtcCompiler(const Nvrtc& nvrtc, absl::Span<const KernelSource> sources,
+                             absl::Span<const absl::string_view> main_sources)
+    : nvrtc_(&nvrtc), sources_(sources), compiler_(CompilerName(nvrtc)) {
+  for (const absl::string_view name : main_sources) absl::StrAppend(&program_, "#include \"", name, "\"\n");
   std::string all = program_;
   for (const KernelSource& source : sources) absl::StrAppend(&all, source.name, "\n", source.text, "\n");
   digest_ = DigestOf(all);
@@ -84,9 +93,10 @@ KernelKey NvrtcCompiler::KeyOf(absl::string_view expression) const {
 }
 
 absl::StatusOr<CompiledKernel> NvrtcCompiler::Compile(const KernelKey& key, std::string* log) const {
-  absl::StatusOr<Program> program = CreateProgram(program_, sources_);
+  absl::StatusOr<Program> program = CreateProgram(*nvrtc_, program_, sources_);
   if (!program.ok()) return program.status();
-  if (absl::Status status = NvrtcStatus(nvrtcAddNameExpression(program->get(), key.expression.c_str()), key.expression);
+  if (absl::Status status =
+          NvrtcStatus(*nvrtc_, nvrtc_->add_name_expression(program->get(), key.expression.c_str()), key.expression);
       !status.ok()) {
     return status;
   }
@@ -94,8 +104,8 @@ absl::StatusOr<CompiledKernel> NvrtcCompiler::Compile(const KernelKey& key, std:
   std::vector<const char*> options(std::begin(kCodeOptions), std::end(kCodeOptions));
   options.push_back(arch.c_str());
   options.push_back(kReportOption);
-  const nvrtcResult result = nvrtcCompileProgram(program->get(), static_cast<int>(options.size()), options.data());
-  const std::string text = LogOf(program->get());
+  const nvrtcResult result = nvrtc_->compile_program(program->get(), static_cast<int>(options.size()), options.data());
+  const std::string text = LogOf(*nvrtc_, program->get());
   if (log != nullptr) *log = text;
   if (result != NVRTC_SUCCESS) {
     return absl::InternalError(absl::StrCat("compiling ", key.expression, ": ", FirstError(text)));
@@ -103,18 +113,20 @@ absl::StatusOr<CompiledKernel> NvrtcCompiler::Compile(const KernelKey& key, std:
 
   CompiledKernel kernel;
   const char* symbol = nullptr;
-  if (absl::Status status =
-          NvrtcStatus(nvrtcGetLoweredName(program->get(), key.expression.c_str(), &symbol), "nvrtcGetLoweredName");
+  if (absl::Status status = NvrtcStatus(
+          *nvrtc_, nvrtc_->get_lowered_name(program->get(), key.expression.c_str(), &symbol), "nvrtcGetLoweredName");
       !status.ok()) {
     return status;
   }
   kernel.symbol = symbol;
   size_t size = 0;
-  if (absl::Status status = NvrtcStatus(nvrtcGetCUBINSize(program->get(), &size), "nvrtcGetCUBINSize"); !status.ok()) {
+  if (absl::Status status = NvrtcStatus(*nvrtc_, nvrtc_->get_cubin_size(program->get(), &size), "nvrtcGetCUBINSize");
+      !status.ok()) {
     return status;
   }
   kernel.cubin.resize(size);
-  if (absl::Status status = NvrtcStatus(nvrtcGetCUBIN(program->get(), kernel.cubin.data()), "nvrtcGetCUBIN");
+  if (absl::Status status =
+          NvrtcStatus(*nvrtc_, nvrtc_->get_cubin(program->get(), kernel.cubin.data()), "nvrtcGetCUBIN");
       !status.ok()) {
     return status;
   }

@@ -6,13 +6,13 @@
 
 #include "gpu/jit/kernel_key.h"
 #include "gpu/jit/kernel_source.h"
+#include "gpu/jit/nvrtc.h"
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 
 #include <string>
-#include <vector>
 
 namespace gemmd {
 
@@ -24,7 +24,9 @@ struct CompiledKernel {
 class NvrtcCompiler {
  public:
   // `sources` must outlive the compiler; `main_sources` are the names of those that are included at the top.
-  NvrtcCompiler(absl::Span<const KernelSource> sources, std::vector<std::string> main_sources);
+  // Errors: FAILED_PRECONDITION if NVRTC is not installed.
+  static absl::StatusOr<NvrtcCompiler> Create(absl::Span<const KernelSource> sources,
+                                              absl::Span<const absl::string_view> main_sources);
 
   KernelKey KeyOf(absl::string_view expression) const;
 
@@ -33,6 +35,10 @@ class NvrtcCompiler {
   absl::StatusOr<CompiledKernel> Compile(const KernelKey& key, std::string* log = nullptr) const;
 
  private:
+  NvrtcCompiler(const Nvrtc& nvrtc, absl::Span<const KernelSource> sources,
+                absl::Span<const absl::string_view> main_sources);
+
+  const Nvrtc* nvrtc_;
   absl::Span<const KernelSource> sources_;
   std::string program_;
   std::string compiler_;

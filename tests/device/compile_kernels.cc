@@ -38,7 +38,13 @@ int CompileAll(size_t every) {
     expressions.push_back(absl::StrCat("gemmd::QuantizeRows<", x, ">"));
     expressions.push_back(absl::StrCat("gemmd::QuantizeBlocks<", x, ">"));
   }
-  const NvrtcCompiler compiler(EmbeddedKernelSources(), {"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh"});
+  const absl::StatusOr<NvrtcCompiler> created =
+      NvrtcCompiler::Create(EmbeddedKernelSources(), {"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh"});
+  if (!created.ok()) {
+    std::printf("%s\n", std::string(created.status().message()).c_str());
+    return 1;
+  }
+  const NvrtcCompiler& compiler = *created;
   std::atomic<size_t> next = 0;
   std::atomic<int> failures = 0;
   std::vector<std::thread> threads;

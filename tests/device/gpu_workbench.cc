@@ -65,10 +65,15 @@ DeviceBuffer::~DeviceBuffer() { cudaFree(data_); }
 
 TestKernels::TestKernels() {
   static const KernelSource source{"test_kernels.cuh", kTestKernels};
-  const NvrtcCompiler compiler(absl::MakeConstSpan(&source, 1), {"test_kernels.cuh"});
+  const absl::StatusOr<NvrtcCompiler> compiler =
+      NvrtcCompiler::Create(absl::MakeConstSpan(&source, 1), {"test_kernels.cuh"});
+  if (!compiler.ok()) {
+    std::printf("FATAL %s\n", std::string(compiler.status().message()).c_str());
+    std::exit(3);
+  }
   for (const char* name : {"FillE4m3", "FillBf16", "FillF32", "FillScales", "Check", "Guard", "Differences", "Empty"}) {
     std::string log;
-    const auto kernel = compiler.Compile(compiler.KeyOf(name), &log);
+    const auto kernel = compiler->Compile(compiler->KeyOf(name), &log);
     if (!kernel.ok()) {
       std::printf("FATAL test kernel: %s\n", log.c_str());
       std::exit(3);

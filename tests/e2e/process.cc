@@ -37,6 +37,12 @@ int PollMilliseconds(absl::Time deadline) {
   return static_cast<int>(absl::ToInt64Milliseconds(absl::Ceil(left, absl::Milliseconds(1))));
 }
 
+// The CPU, unless the environment asks for another device.
+std::string Workers() {
+  const char* const workers = std::getenv("GEMMD_TEST_WORKERS");
+  return workers == nullptr ? "cpu" : workers;
+}
+
 // "key=value" from the ready line; values end at the next " key=".
 std::string ReadyValue(absl::string_view line, absl::string_view key) {
   const size_t start = line.find(absl::StrCat(key, "="));
@@ -61,7 +67,12 @@ TemporaryDirectory::~TemporaryDirectory() {
   std::filesystem::remove_all(path_, ignored);
 }
 
-std::string BinaryDirectory() { return GEMMD_BINARY_DIRECTORY; }
+// Tests lie in tests/bin, beside bin, wherever the tree of programs was copied to.
+std::string BinaryDirectory() {
+  const std::filesystem::path here = std::filesystem::read_symlink("/proc/self/exe").parent_path();
+  if (std::filesystem::exists(here / "gemmd")) return here.string();
+  return (here.parent_path().parent_path() / "bin").string();
+}
 
 absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(const std::vector<std::string>& arguments) {
   int input[2];
@@ -149,7 +160,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& optio
   std::string listen = daemon->address();
   if (options.tcp) absl::StrAppend(&listen, ",127.0.0.1:0");
   std::vector<std::string> arguments = {BinaryDirectory() + "/gemmd", "--listen=" + listen,
-                                        "--metrics_listen=127.0.0.1:0", "--workers=cpu", "--drain_delay=0s"};
+                                        "--metrics_listen=127.0.0.1:0", "--workers=" + Workers(), "--drain_delay=0s"};
   arguments.insert(arguments.end(), options.flags.begin(), options.flags.end());
   absl::StatusOr<std::unique_ptr<ChildProcess>> process = ChildProcess::Start(arguments);
   if (!process.ok()) return process.status();
@@ -158,6 +169,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& optio
   if (!line.ok()) return line.status();
   if (!absl::StartsWith(*line, "gemmd ready:")) return absl::InternalError(absl::StrCat("unexpected: ", *line));
   daemon->metrics_address_ = ReadyValue(*line, "metrics");
+  daemon->device_ = ReadyValue(*line, "workers");
   for (absl::string_view part : absl::StrSplit(ReadyValue(*line, "listen"), ',')) {
     part = absl::StripAsciiWhitespace(part);
     if (!absl::StartsWith(part, "unix:")) daemon->tcp_address_ = std::string(part);

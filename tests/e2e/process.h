@@ -73,7 +73,8 @@ struct DaemonOptions {
   bool tcp = false;                // Also listen on a free loopback port.
 };
 
-// A gemmd with its workers, in a temporary directory, ready for requests.
+// A gemmd with its workers, in a temporary directory, ready for requests. The workers run on the CPU, or on what
+// GEMMD_TEST_WORKERS says (as --workers).
 class Daemon {
  public:
   static absl::StatusOr<std::unique_ptr<Daemon>> Start(const DaemonOptions& options = {});
@@ -84,6 +85,7 @@ class Daemon {
   std::string socket_path() const { return directory_.path() + "/run/gemmd.sock"; }
   const std::string& tcp_address() const { return tcp_address_; }          // "127.0.0.1:PORT"; empty without tcp.
   const std::string& metrics_address() const { return metrics_address_; }  // "127.0.0.1:PORT".
+  const std::string& device() const { return device_; }                    // What its workers run on: "cpu".
   ChildProcess& process() { return *process_; }
 
   // The page of the metrics listener, by HTTP.
@@ -103,6 +105,7 @@ class Daemon {
   TemporaryDirectory directory_;
   std::string tcp_address_;
   std::string metrics_address_;
+  std::string device_;
   std::unique_ptr<ChildProcess> process_;
 };
 

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A worker that is killed under load: its requests get UNAVAILABLE, the next request succeeds within two seconds,
 // regions and resident tensors are still there, and counters go on.
-#include "client/client.h"
-#include "client/problem.h"
-#include "tests/e2e/process.h"
+#include "tests/fault/fault_fixture.h"
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -18,57 +16,16 @@
 namespace gemmd {
 namespace {
 
-const absl::Duration kRecovery = absl::Seconds(2);
-// Under a sanitizer a process takes several times as long to start.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-const absl::Duration kAllowed = 10 * kRecovery;
-#else
-const absl::Duration kAllowed = kRecovery;
-#endif
-
-struct Fixture {
-  std::unique_ptr<testing::Daemon> daemon;
-  std::unique_ptr<Client> client;
-};
-
-Fixture StartAll(testing::DaemonOptions options = {}) {
-  Fixture fixture;
-  auto daemon = testing::Daemon::Start(options);
-  EXPECT_TRUE(daemon.ok()) << daemon.status();
-  fixture.daemon = *std::move(daemon);
-  auto client = Client::Connect(fixture.daemon->address());
-  EXPECT_TRUE(client.ok()) << client.status();
-  fixture.client = *std::move(client);
-  return fixture;
-}
-
-std::unique_ptr<Problem> MakeProblem(Client* client, const ProblemSpec& spec, Transport transport) {
-  auto weights = Weights::Create(client, spec, transport, 3);
-  EXPECT_TRUE(weights.ok()) << weights.status();
-  auto problem = Problem::Create(client, spec, transport, *weights, 5);
-  EXPECT_TRUE(problem.ok()) << problem.status();
-  return *std::move(problem);
-}
+using testing::Fixture;
+using testing::kAllowed;
+using testing::MakeProblem;
+using testing::StartAll;
+using testing::TimeToSuccess;
 
 void KillWorkers(const testing::Daemon& daemon) {
   const std::vector<pid_t> pids = daemon.WorkerPids();
   ASSERT_FALSE(pids.empty());
   for (const pid_t pid : pids) kill(pid, SIGKILL);
-}
-
-// Runs the request until it succeeds; the time since `start`. Anything but UNAVAILABLE on the way fails the test.
-absl::Duration TimeToSuccess(Client& client, const v1::RunRequest& request, absl::Time start,
-                             v1::RunResponse* response) {
-  for (;;) {
-    const auto result = client.Run(request);
-    if (result.ok()) {
-      *response = *result;
-      return absl::Now() - start;
-    }
-    EXPECT_TRUE(absl::IsUnavailable(result.status())) << result.status();
-    if (absl::Now() - start > 10 * kAllowed) return absl::Now() - start;
-    absl::SleepFor(absl::Milliseconds(5));
-  }
 }
 
 TEST(WorkerDeathTest, RequestsInItGetUnavailableAndTheNextSucceedsInTwoSeconds) {
@@ -132,7 +89,8 @@ TEST(WorkerDeathTest, CountersDoNotGoBack) {
   const auto after = fixture.daemon->Metric(series);
   ASSERT_TRUE(after.ok()) << after.status();
   EXPECT_EQ(*after, 6);
-  const auto restarts = fixture.daemon->Metric(R"(gemmd_worker_restarts_total{device="cpu"})");
+  const auto restarts =
+      fixture.daemon->Metric(absl::StrCat("gemmd_worker_restarts_total{device=\"", fixture.daemon->device(), "\"}"));
   ASSERT_TRUE(restarts.ok()) << restarts.status();
   EXPECT_EQ(*restarts, 1);
 }
@@ -140,7 +98,8 @@ TEST(WorkerDeathTest, CountersDoNotGoBack) {
 TEST(WorkerDeathTest, AWorkerThatKeepsDyingIsQuarantined) {
   Fixture fixture = StartAll();
   const auto state = [&](const char* name) {
-    const auto value = fixture.daemon->Metric(absl::StrCat("gemmd_worker_state{device=\"cpu\",state=\"", name, "\"}"));
+    const auto value = fixture.daemon->Metric(
+        absl::StrCat("gemmd_worker_state{device=\"", fixture.daemon->device(), "\",state=\"", name, "\"}"));
     return value.ok() ? *value : -1;
   };
   ASSERT_TRUE(testing::WaitUntil(absl::Seconds(60), [&] {

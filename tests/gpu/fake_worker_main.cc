@@ -21,6 +21,7 @@ ABSL_FLAG(int, threads, 0, "Taken and ignored.");
 ABSL_FLAG(bool, merging, true, "As gemmd-worker's.");
 ABSL_FLAG(uint32_t, spin_us, 0, "As gemmd-worker's.");
 ABSL_FLAG(uint32_t, queue_limit, 4096, "As gemmd-worker's.");
+ABSL_FLAG(std::string, kernel_cache_dir, "", "Taken and ignored.");
 ABSL_FLAG(std::string, log_level, "warning", "As gemmd-worker's.");
 
 ABSL_FLAG(uint64_t, delay_us, 0, "Time of each batch.");

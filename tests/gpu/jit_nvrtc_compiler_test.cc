@@ -7,6 +7,7 @@
 #include "gtest/gtest.h"
 
 #include <string>
+#include <utility>
 
 namespace gemmd {
 namespace {
@@ -16,8 +17,14 @@ constexpr KernelSource kSources[] = {
 constexpr KernelSource kOthers[] = {
     {"one.cuh", "template <int kValue> __global__ void Store(int* out) { *out = -kValue; }"}};
 
+NvrtcCompiler MakeCompiler(absl::Span<const KernelSource> sources, absl::Span<const absl::string_view> mains) {
+  absl::StatusOr<NvrtcCompiler> compiler = NvrtcCompiler::Create(sources, mains);
+  EXPECT_TRUE(compiler.ok()) << compiler.status();
+  return *std::move(compiler);
+}
+
 TEST(NvrtcCompilerTest, CompilesANamedInstantiationFromMemory) {
-  const NvrtcCompiler compiler(kSources, {"one.cuh"});
+  const NvrtcCompiler compiler = MakeCompiler(kSources, {"one.cuh"});
   const auto kernel = compiler.Compile(compiler.KeyOf("Store<42>"));
   ASSERT_TRUE(kernel.ok()) << kernel.status();
   EXPECT_TRUE(absl::StrContains(kernel->symbol, "Store"));
@@ -25,7 +32,7 @@ TEST(NvrtcCompilerTest, CompilesANamedInstantiationFromMemory) {
 }
 
 TEST(NvrtcCompilerTest, AnErrorNamesTheKernelAndTheLogHasTheRest) {
-  const NvrtcCompiler compiler(kSources, {"one.cuh"});
+  const NvrtcCompiler compiler = MakeCompiler(kSources, {"one.cuh"});
   std::string log;
   const auto kernel = compiler.Compile(compiler.KeyOf("Store<no_such_name>"), &log);
   EXPECT_TRUE(absl::IsInternal(kernel.status()));
@@ -34,16 +41,17 @@ TEST(NvrtcCompilerTest, AnErrorNamesTheKernelAndTheLogHasTheRest) {
 }
 
 TEST(NvrtcCompilerTest, KeysDependOnContent) {
-  const NvrtcCompiler compiler(kSources, {"one.cuh"});
-  const NvrtcCompiler same(kSources, {"one.cuh"});
-  const NvrtcCompiler other(kOthers, {"one.cuh"});
+  const NvrtcCompiler compiler = MakeCompiler(kSources, {"one.cuh"});
+  const NvrtcCompiler same = MakeCompiler(kSources, {"one.cuh"});
+  const NvrtcCompiler other = MakeCompiler(kOthers, {"one.cuh"});
   EXPECT_EQ(compiler.KeyOf("Store<1>").digest(), same.KeyOf("Store<1>").digest());
   EXPECT_NE(compiler.KeyOf("Store<1>").digest(), other.KeyOf("Store<1>").digest());
   EXPECT_NE(compiler.KeyOf("Store<1>").digest(), compiler.KeyOf("Store<2>").digest());
 }
 
 TEST(NvrtcCompilerTest, TheEmbeddedSourcesCompileWithoutFilesOrHeaders) {
-  const NvrtcCompiler compiler(EmbeddedKernelSources(), {"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh"});
+  const NvrtcCompiler compiler =
+      MakeCompiler(EmbeddedKernelSources(), {"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh"});
   const auto kernel = compiler.Compile(compiler.KeyOf("gemmd::QuantizeRows<float>"));
   EXPECT_TRUE(kernel.ok()) << kernel.status();
 }

@@ -35,27 +35,33 @@ TEST(OptionsTest, AUnixPathThatLeavesNoRoomForTheBrokerIsRefused) {
   EXPECT_FALSE(ParseListen("unix:/" + std::string(102, 'a')).ok());
 }
 
-TEST(OptionsTest, AutoTakesAGpuIfThereIsOne) {
-  EXPECT_THAT(*ParseWorkers("auto", {0}), ElementsAre("cpu"));
-  EXPECT_THAT(*ParseWorkers("auto", {2}), ElementsAre("gpu:0"));
+const DeviceSupport kNoGpu{{}, "no driver"};
+const DeviceSupport kTwoGpus{{"GPU-a", "GPU-b"}, ""};
+
+TEST(OptionsTest, AutoTakesEveryGpuIfThereIsOne) {
+  EXPECT_THAT(*ParseWorkers("auto", kNoGpu), ElementsAre("cpu"));
+  EXPECT_THAT(*ParseWorkers("auto", kTwoGpus), ElementsAre("GPU-a", "GPU-b"));
 }
 
 TEST(OptionsTest, WorkersMayShareADevice) {
-  EXPECT_THAT(*ParseWorkers("cpu,cpu", {0}), ElementsAre("cpu", "cpu"));
-  EXPECT_THAT(*ParseWorkers("gpu:0,gpu:0", {1}), ElementsAre("gpu:0", "gpu:0"));
-  EXPECT_THAT(*ParseWorkers("gpu", {2}), ElementsAre("gpu:0", "gpu:1"));
+  EXPECT_THAT(*ParseWorkers("cpu,cpu", kNoGpu), ElementsAre("cpu", "cpu"));
+  EXPECT_THAT(*ParseWorkers("gpu:1,gpu:1", kTwoGpus), ElementsAre("GPU-b", "GPU-b"));
+  EXPECT_THAT(*ParseWorkers("gpu,cpu", kTwoGpus), ElementsAre("GPU-a", "GPU-b", "cpu"));
 }
 
 TEST(OptionsTest, AMissingGpuIsSaidClearly) {
-  const absl::Status status = ParseWorkers("gpu", {0}).status();
+  const absl::Status status = ParseWorkers("gpu", kNoGpu).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(status.message(), "--workers: expected a usable Hopper GPU 0, found 0");
-  EXPECT_FALSE(ParseWorkers("gpu:1", {1}).ok());
+  EXPECT_EQ(status.message(), "--workers: expected a Hopper GPU for \"gpu\", found 0: no driver");
+  for (const char* text : {"gpu:2", "GPU-c"}) {
+    EXPECT_EQ(ParseWorkers(text, kTwoGpus).status().code(), absl::StatusCode::kFailedPrecondition) << text;
+  }
+  EXPECT_THAT(*ParseWorkers("GPU-b", kTwoGpus), ElementsAre("GPU-b"));
 }
 
 TEST(OptionsTest, UnknownWorkersAreRefused) {
   for (const char* text : {"", "tpu", "gpu:x", "gpu:-1", "cpu,"}) {
-    EXPECT_EQ(ParseWorkers(text, {1}).status().code(), absl::StatusCode::kInvalidArgument) << text;
+    EXPECT_EQ(ParseWorkers(text, kTwoGpus).status().code(), absl::StatusCode::kInvalidArgument) << text;
   }
 }
 
