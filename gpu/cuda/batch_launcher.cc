@@ -42,10 +42,10 @@ KernelOutput OutputOf(const Gemm& gemm) {
 }
 
 // Which rows of D a job writes, as segments of its own matrices.
-std::vector<Segment> SegmentsOf(const Gemm& gemm) {
+SegmentList SegmentsOf(const Gemm& gemm) {
   const int k = static_cast<int>(gemm.k);
   if (gemm.op == Op::kDense) return {{0, 0, 0, static_cast<int>(gemm.m), k, 0}};
-  std::vector<Segment> segments;
+  SegmentList segments;
   for (const RowSegment& rows : gemm.segments) {
     const int group = static_cast<int>(rows.group);
     segments.push_back({gemm.op == Op::kMGroupedMasked ? group : 0, group, static_cast<int>(rows.begin),
@@ -54,8 +54,7 @@ std::vector<Segment> SegmentsOf(const Gemm& gemm) {
   return segments;
 }
 
-absl::Status ReturnRows(Staging& staging, const GpuWindow& d, const Operand& operand,
-                        const std::vector<Segment>& segments) {
+absl::Status ReturnRows(Staging& staging, const GpuWindow& d, const Operand& operand, const SegmentList& segments) {
   for (const Segment& rows : segments) {
     if (absl::Status status = staging.Return(d, operand, rows.batch, rows.row_begin, rows.row_end); !status.ok())
       return status;
