@@ -53,6 +53,9 @@ class CudaDevice : public Device {
   uint64_t PredictNanos(const Gemm& gemm) const override;
   absl::Status Healthy() const override;
 
+  // For programs that measure: which kernel ran, how many were compiled. Same thread as Submit.
+  const GemmLauncher& launcher() const { return *launcher_; }
+
  private:
   // A stream, and the batch that runs on it.
   struct Lane {

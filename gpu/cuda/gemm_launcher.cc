@@ -8,6 +8,9 @@
 #include "spdlog/spdlog.h"
 
 #include <algorithm>
+#include <atomic>
+#include <functional>
+#include <thread>
 #include <utility>
 
 namespace gemmd {
@@ -16,6 +19,7 @@ namespace {
 constexpr int kHopperMajor = 9;
 constexpr int kHopperMinor = 0;
 constexpr size_t kChoiceLimit = 65536;  // Remembered shapes; beyond that all are forgotten.
+constexpr unsigned kStartThreads = 8;   // Compile the fallbacks at most; one for each core.
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -186,26 +190,34 @@ absl::StatusOr<bool> GemmLauncher::Prepare(const GemmTraits& traits) {
 }
 
 absl::Status GemmLauncher::PrepareFallbacks() {
-  std::vector<GemmTraits> fallbacks;
+  std::vector<std::function<absl::Status()>> kernels;
   for (const GemmTraits& traits : SelectableTraits()) {
     const Grouping grouping = traits.map_pairs > 1      ? Grouping::kDepth
                               : traits.max_segments > 1 ? Grouping::kRows
                                                         : Grouping::kDense;
     const GemmShape shape{traits.scaling, traits.output, grouping, 0, 0, {}};
-    if (FallbackConfig(shape).traits == traits) fallbacks.push_back(traits);
-  }
-  // The background threads begin with all of them, this thread takes what they have not begun.
-  for (const GemmTraits& traits : fallbacks) cache_->Find(compiler_->KeyOf(ExpressionOf(traits)));
-  for (const GemmTraits& traits : fallbacks) {
-    if (absl::StatusOr<bool> made = Prepare(traits); !made.ok()) return made.status();
+    if (FallbackConfig(shape).traits == traits)
+      kernels.emplace_back([this, traits] { return LoadNow(traits).status(); });
   }
   for (const QuantizeInput input : {QuantizeInput::kBf16, QuantizeInput::kF32}) {
     for (const QuantizeShape shape : {QuantizeShape::kRow, QuantizeShape::kBlock}) {
-      if (absl::StatusOr<CUfunction> function = QuantizeFunction(input, shape); !function.ok())
-        return function.status();
+      kernels.emplace_back([this, input, shape] { return QuantizeFunction(input, shape).status(); });
     }
   }
-  return absl::OkStatus();
+  // Nothing else runs while a worker starts, so this may take every core; compiles beside work may not.
+  std::atomic<size_t> next = 0;
+  std::vector<absl::Status> statuses(kernels.size());
+  const auto make = [&] {
+    for (size_t i = next++; i < kernels.size(); i = next++) statuses[i] = kernels[i]();
+  };
+  std::vector<std::thread> threads;
+  for (unsigned i = 1; i < std::clamp(std::thread::hardware_concurrency(), 1u, kStartThreads); ++i)
+    threads.emplace_back(make);
+  make();
+  for (std::thread& thread : threads) thread.join();
+  absl::Status status;
+  for (const absl::Status& s : statuses) status.Update(s);
+  return status;
 }
 
 absl::Status GemmLauncher::Launch(const GemmCall& call, cudaStream_t stream, const std::optional<GemmConfig>& config) {

@@ -49,7 +49,7 @@ class GemmLauncher {
 
   absl::Status LaunchQuantize(const QuantizeArgs& args, QuantizeInput input, QuantizeShape shape, cudaStream_t stream);
 
-  // Compiles the kernels that must always be there. Waits.
+  // Compiles the kernels that must always be there, on up to one thread for each core. Waits.
   absl::Status PrepareFallbacks();
 
   // Compiles the kernel of a configuration; any thread. Returns whether it had to be made.
