@@ -149,6 +149,35 @@ TEST_F(CudaDeviceTest, ManyBatchesInFlightAllComplete) {
   for (const float* d : results) EXPECT_EQ(std::count(d, d + kM * kN, 2.0f * kK), kM * kN);
 }
 
+// The operands lie apart from each other, as views of wider matrices do, or side by side.
+TEST_F(CudaDeviceTest, RowsThatLieApartAreCopiedAsThoseSideBySide) {
+  constexpr int64_t kM = 37, kN = 72, kK = 144;
+  const uint16_t one = FloatToBf16(1.0f);
+  for (const int64_t a_gap : {0, 8, 200}) {
+    for (const int64_t d_gap : {0, 4, 60}) {
+      uint16_t *a_data = nullptr, *unused = nullptr;
+      float* d_data = nullptr;
+      Operand a = HostMatrix<uint16_t>(DType::kBf16, kM, kK + a_gap, FloatToBf16(1000.0f), &a_data);
+      Operand d = HostMatrix<float>(DType::kF32, kM, kN + d_gap, -1.0f, &d_data);
+      for (int64_t row = 0; row < kM; ++row) {
+        std::fill_n(a_data + row * (kK + a_gap), kK, FloatToBf16(static_cast<float>(row)));
+      }
+      a.shape[1] = kK;
+      d.shape[1] = kN;
+      Batch batch;
+      batch.jobs.push_back(Bf16Product(a, HostMatrix<uint16_t>(DType::kBf16, kN, kK, one, &unused), d));
+      ASSERT_EQ(Run(std::move(batch))[0].rule, Rule::kNone);
+      for (int64_t row = 0; row < kM; ++row) {
+        for (int64_t column = 0; column < kN + d_gap; ++column) {
+          const float expected = column < kN ? static_cast<float>(row * kK) : -1.0f;
+          ASSERT_EQ(d_data[row * (kN + d_gap) + column], expected)
+              << "gaps " << a_gap << " " << d_gap << " row " << row << " column " << column;
+        }
+      }
+    }
+  }
+}
+
 TEST_F(CudaDeviceTest, TooLargeAnAllocationIsRefusedAndTheNextOneSucceeds) {
   EXPECT_TRUE(absl::IsResourceExhausted(device_->Allocate(uint64_t{1} << 40).status()));
   EXPECT_TRUE(device_->Allocate(1 << 20).ok());
