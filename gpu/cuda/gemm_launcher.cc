@@ -107,7 +107,8 @@ absl::StatusOr<std::unique_ptr<GemmLauncher>> GemmLauncher::Create(const Options
   }
   std::unique_ptr<GemmLauncher> launcher(new GemmLauncher(*driver, device, sms));
   launcher->compiler_ = std::make_unique<NvrtcCompiler>(
-      EmbeddedKernelSources(), std::vector<std::string>{"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh"});
+      EmbeddedKernelSources(), std::vector<std::string>{"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh"},
+      options.macros);
   launcher->cache_ = std::make_unique<KernelCache>(
       [compiler = launcher->compiler_.get()](const KernelKey& key) {
         std::string log;

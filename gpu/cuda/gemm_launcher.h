@@ -36,6 +36,7 @@ class GemmLauncher {
     std::string cache_directory;                 // Empty: kernels are kept in memory only.
     uint64_t cache_bytes = uint64_t{256} << 20;  // A kernel is about 50 KiB; all that selection can give are 20 MiB.
     KernelCache::Options compile;
+    std::vector<std::string> macros;  // For variants that only tests compile.
   };
 
   // The current device. Errors: FAILED_PRECONDITION if it is not a Hopper GPU.

@@ -71,8 +71,10 @@ absl::StatusOr<Program> CreateProgram(const std::string& text, absl::Span<const 
 
 }  // namespace
 
-NvrtcCompiler::NvrtcCompiler(absl::Span<const KernelSource> sources, std::vector<std::string> main_sources)
+NvrtcCompiler::NvrtcCompiler(absl::Span<const KernelSource> sources, std::vector<std::string> main_sources,
+                             const std::vector<std::string>& macros)
     : sources_(sources), compiler_(CompilerName()) {
+  for (const std::string& macro : macros) absl::StrAppend(&program_, "#define ", macro, "\n");
   for (const std::string& name : main_sources) absl::StrAppend(&program_, "#include \"", name, "\"\n");
   std::string all = program_;
   for (const KernelSource& source : sources) absl::StrAppend(&all, source.name, "\n", source.text, "\n");

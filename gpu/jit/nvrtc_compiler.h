@@ -23,8 +23,10 @@ struct CompiledKernel {
 
 class NvrtcCompiler {
  public:
-  // `sources` must outlive the compiler; `main_sources` are the names of those that are included at the top.
-  NvrtcCompiler(absl::Span<const KernelSource> sources, std::vector<std::string> main_sources);
+  // `sources` must outlive the compiler; `main_sources` are the names of those that are included at the top; `macros`
+  // are defined before them.
+  NvrtcCompiler(absl::Span<const KernelSource> sources, std::vector<std::string> main_sources,
+                const std::vector<std::string>& macros = {});
 
   KernelKey KeyOf(absl::string_view expression) const;
 
