@@ -42,6 +42,16 @@ TEST(NvrtcCompilerTest, KeysDependOnContent) {
   EXPECT_NE(compiler.KeyOf("Store<1>").digest(), compiler.KeyOf("Store<2>").digest());
 }
 
+TEST(NvrtcCompilerTest, AMacroChangesTheCodeAndTheKey) {
+  constexpr KernelSource kMacro[] = {
+      {"one.cuh", "#ifndef WANTED\n#error not wanted\n#endif\n__global__ void Store(int* out) { *out = 1; }"}};
+  const NvrtcCompiler with(kMacro, {"one.cuh"}, {"WANTED"});
+  const NvrtcCompiler without(kMacro, {"one.cuh"});
+  EXPECT_TRUE(with.Compile(with.KeyOf("Store")).ok());
+  EXPECT_FALSE(without.Compile(without.KeyOf("Store")).ok());
+  EXPECT_NE(with.KeyOf("Store").digest(), without.KeyOf("Store").digest());
+}
+
 TEST(NvrtcCompilerTest, TheEmbeddedSourcesCompileWithoutFilesOrHeaders) {
   const NvrtcCompiler compiler(EmbeddedKernelSources(), {"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh"});
   const auto kernel = compiler.Compile(compiler.KeyOf("gemmd::QuantizeRows<float>"));
