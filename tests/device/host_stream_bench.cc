@@ -203,7 +203,22 @@ struct StreamOutcome {
   int64_t failed = 0;
   int64_t wrong = 0;         // Elements of D.
   double submit_cpu_us = 0;  // Of the submitting thread, per product.
+  double read_idle_us = 0;   // Median of a small read from GPU memory.
+  double read_busy_us = 0;   // The same beside the stream.
 };
+
+double Median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+double MicrosOfRead(const DeviceMemory& memory) {
+  char bytes[128];
+  const auto begin = Clock::now();
+  if (const absl::Status status = memory.ReadBytes(0, sizeof(bytes), bytes); !status.ok()) Die(status, "reading");
+  return SecondsSince(begin) * 1e6;
+}
 
 StreamOutcome RunProducts(Device& device, const std::vector<std::unique_ptr<Slot>>& slots,
                           const std::shared_ptr<DeviceMemory>& b, const std::shared_ptr<DeviceMemory>& sfb,
@@ -258,7 +273,12 @@ StreamOutcome RunProducts(Device& device, const std::vector<std::unique_ptr<Slot
   const double elapsed = SecondsSince(begin);
   const double done = static_cast<double>(products() - products_before);
   outcome.submit_cpu_us = (CpuSeconds(CLOCK_THREAD_CPUTIME_ID) - cpu_before) / static_cast<double>(submitted) * 1e6;
+  std::vector<double> busy, idle;
+  while (busy.size() < 50) submit(), busy.push_back(MicrosOfRead(*b));
   device.Wait();
+  while (idle.size() < 50) idle.push_back(MicrosOfRead(*b));
+  outcome.read_busy_us = Median(busy);
+  outcome.read_idle_us = Median(idle);
   outcome.rates = {done * static_cast<double>(shape.in_bytes()) / elapsed,
                    done * static_cast<double>(shape.out_bytes()) / elapsed};
   for (const auto& slot : slots) {
@@ -321,13 +341,14 @@ int Run(double seconds, const CudaDeviceOptions& options) {
         "\"plain_in_proportion\": [%.2f, %.2f],\n"
         "  \"busier_direction\": \"%s\", \"of_plain_both\": %.3f, \"of_plain_alone\": %.3f, "
         "\"of_plain_in_proportion\": "
-        "%.3f, \"submit_cpu_us\": %.1f}%s\n",
+        "%.3f, \"submit_cpu_us\": %.1f, \"read_idle_us\": %.1f, \"read_busy_us\": %.1f}%s\n",
         shape.name, static_cast<long>(shape.m), static_cast<long>(shape.n), static_cast<long>(shape.k),
         static_cast<long>(stream.products), static_cast<long>(stream.failed), static_cast<long>(stream.wrong),
         stream.rates.in / 1e9, stream.rates.out / 1e9, in_alone.in / 1e9, out_alone.out / 1e9, both.in / 1e9,
         both.out / 1e9, proportion.in / 1e9, proportion.out / 1e9, busier_in ? "in" : "out",
         busier(stream.rates) / busier(both), busier(stream.rates) / busier({in_alone.in, out_alone.out}),
-        busier(stream.rates) / busier(proportion), stream.submit_cpu_us, &shape == &shapes.back() ? "" : ",");
+        busier(stream.rates) / busier(proportion), stream.submit_cpu_us, stream.read_idle_us, stream.read_busy_us,
+        &shape == &shapes.back() ? "" : ",");
     std::fflush(stdout);
     ok = ok && stream.failed == 0 && stream.wrong == 0;
   }
