@@ -42,10 +42,10 @@ KernelOutput OutputOf(const Gemm& gemm) {
 }
 
 // Which rows of D a job writes, as segments of its own matrices.
-std::vector<Segment> SegmentsOf(const Gemm& gemm) {
+SegmentList SegmentsOf(const Gemm& gemm) {
   const int k = static_cast<int>(gemm.k);
   if (gemm.op == Op::kDense) return {{0, 0, 0, static_cast<int>(gemm.m), k, 0}};
-  std::vector<Segment> segments;
+  SegmentList segments;
   for (const RowSegment& rows : gemm.segments) {
     const int group = static_cast<int>(rows.group);
     segments.push_back({gemm.op == Op::kMGroupedMasked ? group : 0, group, static_cast<int>(rows.begin),
@@ -54,8 +54,7 @@ std::vector<Segment> SegmentsOf(const Gemm& gemm) {
   return segments;
 }
 
-absl::Status ReturnRows(Staging& staging, const GpuWindow& d, const Operand& operand,
-                        const std::vector<Segment>& segments) {
+absl::Status ReturnRows(Staging& staging, const GpuWindow& d, const Operand& operand, const SegmentList& segments) {
   for (const Segment& rows : segments) {
     if (absl::Status status = staging.Return(d, operand, rows.batch, rows.row_begin, rows.row_end); !status.ok())
       return status;
@@ -82,20 +81,12 @@ bool CanShareLaunch(const Batch& batch) {
   });
 }
 
-// Rows of an operand in host or GPU memory to packed rows on the GPU, or back.
-absl::Status CopyRows(char* to, int64_t to_pitch, const char* from, int64_t from_pitch, int64_t width, int64_t rows,
-                      cudaStream_t stream) {
-  if (rows == 0 || width == 0) return absl::OkStatus();
-  const size_t w = static_cast<size_t>(width);
-  return CudaStatus(cudaMemcpy2DAsync(to, std::max(w, static_cast<size_t>(to_pitch)), from,
-                                      std::max(w, static_cast<size_t>(from_pitch)), w, static_cast<size_t>(rows),
-                                      cudaMemcpyDefault, stream),
-                    "gathering rows");
-}
-
 const CudaMemory& MemoryOf(const Operand& operand) { return static_cast<const CudaMemory&>(*operand.memory); }
 
 char* AddressOf(const Operand& operand) { return MemoryOf(operand).address() + operand.offset; }
+
+// Scale factors of a row side by side.
+bool IsRowMajor(const Operand& scales) { return scales.shape[1] <= 1 || scales.strides[1] == 1; }
 
 // A job whose memory is gone must fail alone.
 bool AllStillThere(const Batch& batch) {
@@ -305,8 +296,13 @@ absl::Status BatchLauncher::LaunchTogether(const Batch& batch, cudaStream_t stre
   const int64_t d_element = ByteSize(first.operand(OperandIndex::kD).dtype);
   const int64_t a_pitch = CeilDiv(first.k * a_element, 16) * 16;
   const int64_t d_pitch = CeilDiv(first.n * d_element, 16) * 16;
+  // M-major if all are; else row-major, which an M-major source reaches by copies of single elements.
+  const bool m_major = has_scales && std::none_of(batch.jobs.begin(), batch.jobs.end(), [](const Job& job) {
+                         return IsRowMajor(job.gemm.operand(OperandIndex::kSfa));
+                       });
+  const int64_t sf_pitch = m_major ? CeilDiv(rows, 4) * 4 : blocks;
   absl::StatusOr<char*> a_data = staging.Allocate(rows * a_pitch);
-  absl::StatusOr<char*> sf_data = staging.Allocate(has_scales ? rows * blocks * 4 : 0);
+  absl::StatusOr<char*> sf_data = staging.Allocate(!has_scales ? 0 : (m_major ? blocks : rows) * sf_pitch * 4);
   absl::StatusOr<char*> d_data = staging.Allocate(rows * d_pitch);
   absl::Status status = a_data.status();
   status.Update(sf_data.status());
@@ -323,15 +319,17 @@ absl::Status BatchLauncher::LaunchTogether(const Batch& batch, cudaStream_t stre
     status.Update(CopyRows(*a_data + row * a_pitch, a_pitch, AddressOf(a), a.strides[0] * a_element, gemm.k * a_element,
                            gemm.m, stream));
     if (has_scales && gemm.m > 0) {
-      // Into row-major; an M-major source is a matrix of one column per block.
       const Operand& sfa = gemm.operand(OperandIndex::kSfa);
-      char* to = *sf_data + row * blocks * 4;
-      if (sfa.strides[1] == 1 || blocks == 1) {
-        status.Update(CopyRows(to, blocks * 4, AddressOf(sfa), sfa.strides[0] * 4, blocks * 4, gemm.m, stream));
+      if (m_major) {
+        status.Update(
+            CopyRows(*sf_data + row * 4, sf_pitch * 4, AddressOf(sfa), sfa.strides[1] * 4, gemm.m * 4, blocks, stream));
+      } else if (IsRowMajor(sfa)) {
+        status.Update(CopyRows(*sf_data + row * blocks * 4, blocks * 4, AddressOf(sfa), sfa.strides[0] * 4, blocks * 4,
+                               gemm.m, stream));
       } else {
         for (int64_t block = 0; block < blocks; ++block) {
-          status.Update(CopyRows(to + block * 4, blocks * 4, AddressOf(sfa) + block * sfa.strides[1] * 4,
-                                 sfa.strides[0] * 4, 4, gemm.m, stream));
+          status.Update(CopyRows(*sf_data + (row * blocks + block) * 4, blocks * 4,
+                                 AddressOf(sfa) + block * sfa.strides[1] * 4, 4, 4, gemm.m, stream));
         }
       }
     }
@@ -356,7 +354,7 @@ absl::Status BatchLauncher::LaunchTogether(const Batch& batch, cudaStream_t stre
   GpuWindow a{*a_data, 2, a_element, {rows, first.k}, {a_pitch / a_element, 1}};
   if (call.scaling != KernelScaling::kBf16) {
     if (has_scales) {
-      call.sfa = {reinterpret_cast<const float*>(*sf_data), 0, blocks, 1};
+      call.sfa = {reinterpret_cast<const float*>(*sf_data), 0, m_major ? 1 : sf_pitch, m_major ? sf_pitch : 1};
     } else if (status = QuantizeRows(staging, stream, &a, &call.sfa); !status.ok()) {
       return status;
     }

@@ -126,6 +126,11 @@ absl::Status CudaDevice::Start(const CudaDeviceOptions& options) {
   if (!status.ok()) return status;
   uint64_t keep = options.scratch_keep_bytes;
   status.Update(CudaStatus(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep), "memory pool"));
+  // All of a batch is enqueued at once, its frees too. Memory that the pool hands on before it is free would make the
+  // next batch wait for the end of this one: no copy would ever run beside a kernel.
+  int reuse_after_waiting = 0;
+  status.Update(CudaStatus(
+      cudaMemPoolSetAttribute(pool, cudaMemPoolReuseAllowInternalDependencies, &reuse_after_waiting), "memory pool"));
   traits_.device = UuidText(properties.uuid);
   traits_.name = properties.name;
   traits_.memory_bytes = properties.totalGlobalMem;

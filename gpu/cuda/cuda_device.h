@@ -59,6 +59,9 @@ class CudaDevice : public Device {
   absl::Status Healthy() const override;
   void InjectFault(DeviceFault fault) override { next_fault_ = fault; }
 
+  // For programs that measure: which kernel ran, how many were compiled. Same thread as Submit.
+  const GemmLauncher& launcher() const { return *launcher_; }
+
  private:
   // A stream, and the batch that runs on it.
   struct Lane {

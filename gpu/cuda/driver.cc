@@ -30,6 +30,9 @@ absl::StatusOr<Driver> Driver::Load() {
   Driver driver;
   absl::Status status;
   status.Update(Find("cuTensorMapEncodeTiled", &driver.tensor_map_encode_tiled));
+  status.Update(Find("cuKernelGetFunction", &driver.kernel_function));
+  status.Update(Find("cuFuncSetAttribute", &driver.function_set_attribute));
+  status.Update(Find("cuLaunchKernelEx", &driver.launch_kernel));
   status.Update(Find("cuMemCreate", &driver.mem_create));
   status.Update(Find("cuMemRelease", &driver.mem_release));
   status.Update(Find("cuMemAddressReserve", &driver.mem_address_reserve));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The driver functions that the CUDA runtime has no equal for. libcuda is never linked: programs start on machines
-// without a driver, and find out here.
+// The driver functions that the CUDA runtime has no equal for, and those that start kernels with less work on the host
+// than the runtime's. libcuda is never linked: programs start on machines without a driver, and find out here.
 #ifndef GEMMD_GPU_CUDA_DRIVER_H_
 #define GEMMD_GPU_CUDA_DRIVER_H_
 
@@ -14,6 +14,9 @@ inline bool IsHopper(const cudaDeviceProp& properties) { return properties.major
 
 struct Driver {
   decltype(&cuTensorMapEncodeTiled) tensor_map_encode_tiled = nullptr;
+  decltype(&cuKernelGetFunction) kernel_function = nullptr;
+  decltype(&cuFuncSetAttribute) function_set_attribute = nullptr;
+  decltype(&cuLaunchKernelEx) launch_kernel = nullptr;
   decltype(&cuMemCreate) mem_create = nullptr;
   decltype(&cuMemRelease) mem_release = nullptr;
   decltype(&cuMemAddressReserve) mem_address_reserve = nullptr;

@@ -6,6 +6,8 @@
 
 #include "gpu/kernels/kernel_args.h"
 
+#include "absl/container/inlined_vector.h"
+
 #include <cstdint>
 #include <vector>
 
@@ -21,6 +23,8 @@ struct MatrixView {
   int64_t row_stride = 0;
 };
 
+using SegmentList = absl::InlinedVector<Segment, 1>;  // Dense products have one.
+
 // D = A * B^T (+ D). A: [batches, M, K], B: [groups, N, K], D: [batches, M, N]. Every segment multiplies its rows of
 // A[batch] with B[group] into the same rows of D[batch].
 struct GemmCall {
@@ -31,7 +35,7 @@ struct GemmCall {
   MatrixView d;
   ScaleView sfa = {};
   ScaleView sfb = {};
-  std::vector<Segment> segments;
+  SegmentList segments;
   bool clip_rows = false;  // Rows of D beyond a segment must stay untouched.
 
   // k-grouped only: A and B of each segment as single matrices, [M, K_g] and [N, K_g]; `a` and `b` are then unused.

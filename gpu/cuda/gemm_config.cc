@@ -3,9 +3,11 @@
 
 #include "gpu/cuda/tuning_table.h"
 
+#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -67,6 +69,82 @@ double BlockClocks(const GemmTraits& t) {
          (t.cluster() > 1 ? kModel.cluster_block_clocks : 0);
 }
 
+// A configuration with what the model needs to know of it: selection is then arithmetic on the shape alone.
+struct Costs {
+  GemmTraits traits{};
+  double block_clocks = 0;     // Of a tile's k-block.
+  double epilogue_clocks = 0;  // Of a tile.
+};
+
+Costs CostsOf(const GemmTraits& t) {
+  return {t, BlockClocks(t), kModel.tile_clocks * (t.block_m * t.block_n / 16384.0 + 0.3)};
+}
+
+// How many tiles of a given height the segments of a shape take; counted once for each height.
+class TileCounts {
+ public:
+  explicit TileCounts(const std::vector<int64_t>& rows) : rows_(rows) {
+    for (const int64_t m : rows) total_rows_ += m;
+  }
+
+  int64_t total_rows() const { return total_rows_; }
+
+  int64_t Of(int height) {
+    for (const auto& [counted, tiles] : counts_) {
+      if (counted == height) return tiles;
+    }
+    int64_t tiles = 0;
+    for (const int64_t m : rows_) tiles += CeilDiv(m, height);
+    counts_.emplace_back(height, tiles);
+    return tiles;
+  }
+
+ private:
+  const std::vector<int64_t>& rows_;
+  int64_t total_rows_ = 0;
+  absl::InlinedVector<std::pair<int, int64_t>, 16> counts_;
+};
+
+double Predict(const GemmShape& shape, TileCounts& counts, const Costs& costs, int sms) {
+  const GemmTraits& t = costs.traits;
+  const int64_t clusters =
+      counts.Of(t.block_m * t.cluster_m()) * CeilDiv(shape.n, static_cast<int64_t>(t.block_n) * t.cluster_n());
+  const int64_t waves = CeilDiv(clusters, sms / t.cluster());
+  const double rows = static_cast<double>(counts.total_rows());
+  const double k_blocks = static_cast<double>(CeilDiv(shape.k, t.block_k()));
+  const double element = t.scaled() ? 1 : 2;
+  const double k = static_cast<double>(shape.k);
+  const double n = static_cast<double>(shape.n);
+  const double groups = static_cast<double>(shape.grouping == Grouping::kDense ? 1 : shape.rows.size());
+  const double bytes = rows * k * element + groups * n * k * element + rows * n * t.output_bytes();
+  const double busy =
+      static_cast<double>(waves) * (k_blocks * costs.block_clocks + costs.epilogue_clocks) / kModel.clocks_per_ns;
+  const double memory = bytes / kModel.memory_bytes_per_ns;
+  // Few rows: best where they are the columns of WGMMA, and one tile holds them all, so that weights are read once.
+  const bool wasteful = shape.grouping == Grouping::kDense && !shape.rows.empty() && shape.rows[0] <= 128 &&
+                        (!t.swap || shape.rows[0] > t.block_m);
+  return kModel.launch_ns + (t.cluster() > 1 ? kModel.cluster_ns : 0) + (wasteful ? kModel.few_rows * memory : 0) +
+         std::max(busy, memory) + kModel.overlap * std::min(busy, memory);
+}
+
+// Candidates(), as configurations; made once for each kind of product.
+const std::vector<Costs>& CandidateCosts(KernelScaling scaling, KernelOutput output, Grouping grouping) {
+  static const auto* const kinds = [] {
+    auto* made = new std::array<std::vector<Costs>, 27>;
+    for (size_t kind = 0; kind < made->size(); ++kind) {
+      const auto s = static_cast<KernelScaling>(kind / 9);
+      const auto o = static_cast<KernelOutput>(kind / 3 % 3);
+      const auto g = static_cast<Grouping>(kind % 3);
+      for (const TileChoice& tile : Candidates(s, g)) {
+        const GemmTraits traits = TraitsOf(tile, s, o, g);
+        if (traits.legal()) (*made)[kind].push_back(CostsOf(traits));
+      }
+    }
+    return made;
+  }();
+  return (*kinds)[static_cast<size_t>(scaling) * 9 + static_cast<size_t>(output) * 3 + static_cast<size_t>(grouping)];
+}
+
 }  // namespace
 
 GemmTraits TraitsOf(const TileChoice& tile, KernelScaling scaling, KernelOutput output, Grouping grouping) {
@@ -117,30 +195,9 @@ std::vector<TileChoice> Candidates(KernelScaling scaling, Grouping grouping) {
   return tiles;
 }
 
-double PredictNanos(const GemmShape& shape, const GemmTraits& t, int sms) {
-  const int64_t columns = CeilDiv(shape.n, int64_t{t.block_n} * t.cluster_n());
-  int64_t clusters = 0;
-  double rows = 0;
-  for (const int64_t m : shape.rows) {
-    clusters += CeilDiv(m, int64_t{t.block_m} * t.cluster_m()) * columns;
-    rows += static_cast<double>(m);
-  }
-  const int64_t slots = sms / t.cluster();
-  const int64_t waves = CeilDiv(clusters, slots);
-  const double k_blocks = static_cast<double>(CeilDiv(shape.k, t.block_k()));
-  const double element = t.scaled() ? 1 : 2;
-  const double k = static_cast<double>(shape.k);
-  const double n = static_cast<double>(shape.n);
-  const double groups = static_cast<double>(shape.grouping == Grouping::kDense ? 1 : shape.rows.size());
-  const double bytes = rows * k * element + groups * n * k * element + rows * n * t.output_bytes();
-  const double epilogue = kModel.tile_clocks * (t.block_m * t.block_n / 16384.0 + 0.3);
-  const double busy = static_cast<double>(waves) * (k_blocks * BlockClocks(t) + epilogue) / kModel.clocks_per_ns;
-  const double memory = bytes / kModel.memory_bytes_per_ns;
-  // Few rows: best where they are the columns of WGMMA, and one tile holds them all, so that weights are read once.
-  const bool wasteful = shape.grouping == Grouping::kDense && !shape.rows.empty() && shape.rows[0] <= 128 &&
-                        (!t.swap || shape.rows[0] > t.block_m);
-  return kModel.launch_ns + (t.cluster() > 1 ? kModel.cluster_ns : 0) + (wasteful ? kModel.few_rows * memory : 0) +
-         std::max(busy, memory) + kModel.overlap * std::min(busy, memory);
+double PredictNanos(const GemmShape& shape, const GemmTraits& traits, int sms) {
+  TileCounts counts(shape.rows);
+  return Predict(shape, counts, CostsOf(traits), sms);
 }
 
 int BandOf(const GemmTraits& traits, int sms) {
@@ -152,22 +209,23 @@ int BandOf(const GemmTraits& traits, int sms) {
 }
 
 GemmConfig SelectConfig(const GemmShape& shape, int sms) {
-  GemmConfig best = FallbackConfig(shape);
+  GemmConfig best;
   if (const TileChoice* tile = FindTuned(shape, sms)) {
     best.traits = TraitsOf(*tile, shape.scaling, shape.output, shape.grouping);
     best.band = BandOf(best.traits, sms);
     return best;
   }
+  TileCounts counts(shape.rows);
+  const Costs* cheapest = nullptr;
   double best_ns = std::numeric_limits<double>::infinity();
-  for (const TileChoice& tile : Candidates(shape.scaling, shape.grouping)) {
-    const GemmTraits traits = TraitsOf(tile, shape.scaling, shape.output, shape.grouping);
-    if (!traits.legal()) continue;
-    const double ns = PredictNanos(shape, traits, sms);
+  for (const Costs& costs : CandidateCosts(shape.scaling, shape.output, shape.grouping)) {
+    const double ns = Predict(shape, counts, costs, sms);
     if (ns < best_ns * 0.999) {
       best_ns = ns;
-      best.traits = traits;
+      cheapest = &costs;
     }
   }
+  best.traits = cheapest != nullptr ? cheapest->traits : FallbackConfig(shape).traits;
   best.band = BandOf(best.traits, sms);
   return best;
 }

@@ -8,12 +8,16 @@
 #include "spdlog/spdlog.h"
 
 #include <algorithm>
+#include <atomic>
+#include <functional>
+#include <thread>
 #include <utility>
 
 namespace gemmd {
 namespace {
 
-constexpr size_t kConfigLimit = 65536;  // Remembered shapes; beyond that all are forgotten.
+constexpr size_t kChoiceLimit = 65536;  // Remembered shapes; beyond that all are forgotten.
+constexpr unsigned kStartThreads = 8;   // Compile the fallbacks at most; one for each core.
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -69,19 +73,22 @@ absl::Status CheckHopper(int device) {
 
 }  // namespace
 
-GemmLauncher::GemmLauncher(const Driver& driver, int sms) : driver_(driver), sms_(sms), maps_(driver_) {}
+GemmLauncher::GemmLauncher(const Driver& driver, int device, int sms)
+    : driver_(driver), device_(device), sms_(sms), maps_(driver_) {}
 
 GemmLauncher::~GemmLauncher() {
   cache_.reset();  // Its threads end first.
   absl::MutexLock lock(&mutex_);
-  for (const auto& [traits, kernel] : loaded_) cudaLibraryUnload(kernel.library);
-  for (const auto& [kind, kernel] : quantize_) cudaLibraryUnload(kernel.library);
+  for (const auto& [traits, kernel] : loaded_) cudaLibraryUnload(kernel.module);
+  for (const auto& [kind, kernel] : quantize_) cudaLibraryUnload(kernel.module);
 }
 
 absl::StatusOr<std::unique_ptr<GemmLauncher>> GemmLauncher::Create(const Options& options) {
   int device = 0;
   if (absl::Status status = CudaStatus(cudaGetDevice(&device), "finding a GPU"); !status.ok()) return status;
   if (absl::Status status = CheckHopper(device); !status.ok()) return status;
+  // Makes the GPU's context the thread's, which the driver's functions need.
+  if (absl::Status status = CudaStatus(cudaSetDevice(device), "opening the GPU"); !status.ok()) return status;
   absl::StatusOr<Driver> driver = Driver::Load();
   if (!driver.ok()) return driver.status();
   int sms = 0;
@@ -91,7 +98,7 @@ absl::StatusOr<std::unique_ptr<GemmLauncher>> GemmLauncher::Create(const Options
     return status;
   }
   absl::StatusOr<NvrtcCompiler> compiler =
-      NvrtcCompiler::Create(EmbeddedKernelSources(), {"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh"});
+      NvrtcCompiler::Create(EmbeddedKernelSources(), {"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh"}, options.macros);
   if (!compiler.ok()) return compiler.status();
   std::optional<KernelStore> store;
   if (!options.cache_directory.empty()) {
@@ -99,7 +106,7 @@ absl::StatusOr<std::unique_ptr<GemmLauncher>> GemmLauncher::Create(const Options
     if (!opened.ok()) return opened.status();
     store = *std::move(opened);
   }
-  std::unique_ptr<GemmLauncher> launcher(new GemmLauncher(*driver, sms));
+  std::unique_ptr<GemmLauncher> launcher(new GemmLauncher(*driver, device, sms));
   launcher->compiler_ = std::make_unique<NvrtcCompiler>(*std::move(compiler));
   launcher->cache_ = std::make_unique<KernelCache>(
       [raw = launcher->compiler_.get()](const KernelKey& key) {
@@ -112,132 +119,157 @@ absl::StatusOr<std::unique_ptr<GemmLauncher>> GemmLauncher::Create(const Options
   return launcher;
 }
 
-const void* GemmLauncher::FindLoaded(const GemmTraits& traits) {
+CUfunction GemmLauncher::FindLoaded(const GemmTraits& traits) {
   absl::MutexLock lock(&mutex_);
   const auto found = loaded_.find(traits);
   return found == loaded_.end() ? nullptr : found->second.function;
 }
 
-absl::StatusOr<const void*> GemmLauncher::Load(const GemmTraits& traits, const CompiledKernel& kernel) {
+absl::StatusOr<GemmLauncher::LoadedKernel> GemmLauncher::LoadModule(const CompiledKernel& kernel,
+                                                                    int shared_bytes) const {
   LoadedKernel loaded;
-  absl::Status status =
-      CudaStatus(cudaLibraryLoadData(&loaded.library, kernel.cubin.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
-                 "loading a kernel");
-  cudaKernel_t function = nullptr;
-  if (status.ok())
-    status = CudaStatus(cudaLibraryGetKernel(&function, loaded.library, kernel.symbol.c_str()), "finding a kernel");
-  loaded.function = reinterpret_cast<const void*>(function);
+  absl::Status status = CudaStatus(cudaSetDevice(device_), "opening the GPU");
   if (status.ok()) {
+    status =
+        CudaStatus(cudaLibraryLoadData(&loaded.module, kernel.cubin.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
+                   "loading a kernel");
+  }
+  cudaKernel_t found = nullptr;
+  if (status.ok())
+    status = CudaStatus(cudaLibraryGetKernel(&found, loaded.module, kernel.symbol.c_str()), "finding a kernel");
+  if (status.ok()) status = CudaStatus(driver_.kernel_function(&loaded.function, found), "finding a kernel");
+  if (status.ok() && shared_bytes > 0) {
     status = CudaStatus(
-        cudaFuncSetAttribute(loaded.function, cudaFuncAttributeMaxDynamicSharedMemorySize, traits.shared_bytes()),
+        driver_.function_set_attribute(loaded.function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes),
         "giving a kernel its shared memory");
   }
-  if (!status.ok()) {
-    if (loaded.library != nullptr) cudaLibraryUnload(loaded.library);
-    return status;
-  }
+  if (status.ok()) return loaded;
+  if (loaded.module != nullptr) cudaLibraryUnload(loaded.module);
+  return status;
+}
+
+absl::StatusOr<CUfunction> GemmLauncher::Load(const GemmTraits& traits, const CompiledKernel& kernel) {
+  absl::StatusOr<LoadedKernel> loaded = LoadModule(kernel, traits.shared_bytes());
+  if (!loaded.ok()) return loaded.status();
   absl::MutexLock lock(&mutex_);
-  const auto [entry, is_new] = loaded_.emplace(traits, loaded);
-  if (!is_new) cudaLibraryUnload(loaded.library);  // Another thread was faster.
+  const auto [entry, is_new] = loaded_.emplace(traits, *loaded);
+  if (!is_new) cudaLibraryUnload(loaded->module);  // Another thread was faster.
   return entry->second.function;
 }
 
-absl::StatusOr<const void*> GemmLauncher::LoadNow(const GemmTraits& traits) {
-  if (const void* function = FindLoaded(traits)) return function;
+absl::StatusOr<CUfunction> GemmLauncher::LoadNow(const GemmTraits& traits) {
+  if (CUfunction function = FindLoaded(traits)) return function;
   absl::StatusOr<KernelCache::KernelPointer> kernel = cache_->Get(compiler_->KeyOf(ExpressionOf(traits)));
   if (!kernel.ok()) return kernel.status();
   return Load(traits, **kernel);
 }
 
-absl::StatusOr<const void*> GemmLauncher::FunctionFor(GemmConfig* config, const GemmConfig& fallback) {
-  if (const void* function = FindLoaded(config->traits)) return function;
-  if (const KernelCache::KernelPointer kernel = cache_->Find(compiler_->KeyOf(ExpressionOf(config->traits)))) {
-    return Load(config->traits, *kernel);
+absl::StatusOr<CUfunction> GemmLauncher::FindReady(const GemmTraits& traits) {
+  if (CUfunction function = FindLoaded(traits)) return function;
+  if (const KernelCache::KernelPointer kernel = cache_->Find(compiler_->KeyOf(ExpressionOf(traits)))) {
+    return Load(traits, *kernel);
   }
-  *config = fallback;
-  return LoadNow(config->traits);
+  return nullptr;
 }
 
 GemmConfig GemmLauncher::ConfigOf(const GemmCall& call) const { return SelectConfig(ShapeOf(call), sms_); }
 
-GemmConfig GemmLauncher::CachedConfigOf(const GemmCall& call) {
-  if (GroupingOf(call) != Grouping::kDense) return ConfigOf(call);
+GemmLauncher::Choice& GemmLauncher::DenseChoiceOf(const GemmCall& call) {
   const Segment& segment = call.segments[0];
   const DenseKey key{call.scaling, call.output, segment.row_end - segment.row_begin, call.n(), segment.k};
-  if (const auto found = dense_configs_.find(key); found != dense_configs_.end()) return found->second;
-  const GemmConfig config = ConfigOf(call);
-  if (dense_configs_.size() >= kConfigLimit) dense_configs_.clear();
-  dense_configs_.emplace(key, config);
-  return config;
+  if (const auto found = dense_choices_.find(key); found != dense_choices_.end()) return found->second;
+  if (dense_choices_.size() >= kChoiceLimit) dense_choices_.clear();
+  return dense_choices_.emplace(key, Choice{ConfigOf(call)}).first->second;
 }
 
 absl::StatusOr<bool> GemmLauncher::Prepare(const GemmTraits& traits) {
   if (FindLoaded(traits) != nullptr) return false;
   const uint64_t compiled = cache_->counts().compiles;
-  if (absl::StatusOr<const void*> function = LoadNow(traits); !function.ok()) return function.status();
+  if (absl::StatusOr<CUfunction> function = LoadNow(traits); !function.ok()) return function.status();
   return cache_->counts().compiles != compiled;
 }
 
 absl::Status GemmLauncher::PrepareFallbacks() {
-  std::vector<GemmTraits> fallbacks;
+  std::vector<std::function<absl::Status()>> kernels;
   for (const GemmTraits& traits : SelectableTraits()) {
     const Grouping grouping = traits.map_pairs > 1      ? Grouping::kDepth
                               : traits.max_segments > 1 ? Grouping::kRows
                                                         : Grouping::kDense;
     const GemmShape shape{traits.scaling, traits.output, grouping, 0, 0, {}};
-    if (FallbackConfig(shape).traits == traits) fallbacks.push_back(traits);
-  }
-  // The background threads begin with all of them, this thread takes what they have not begun.
-  for (const GemmTraits& traits : fallbacks) cache_->Find(compiler_->KeyOf(ExpressionOf(traits)));
-  for (const GemmTraits& traits : fallbacks) {
-    if (absl::StatusOr<bool> made = Prepare(traits); !made.ok()) return made.status();
+    if (FallbackConfig(shape).traits == traits)
+      kernels.emplace_back([this, traits] { return LoadNow(traits).status(); });
   }
   for (const QuantizeInput input : {QuantizeInput::kBf16, QuantizeInput::kF32}) {
     for (const QuantizeShape shape : {QuantizeShape::kRow, QuantizeShape::kBlock}) {
-      if (absl::StatusOr<const void*> function = QuantizeFunction(input, shape); !function.ok())
-        return function.status();
+      kernels.emplace_back([this, input, shape] { return QuantizeFunction(input, shape).status(); });
     }
   }
-  return absl::OkStatus();
+  // Nothing else runs while a worker starts, so this may take every core; compiles beside work may not.
+  std::atomic<size_t> next = 0;
+  std::vector<absl::Status> statuses(kernels.size());
+  const auto make = [&] {
+    for (size_t i = next++; i < kernels.size(); i = next++) statuses[i] = kernels[i]();
+  };
+  std::vector<std::thread> threads;
+  for (unsigned i = 1; i < std::clamp(std::thread::hardware_concurrency(), 1u, kStartThreads); ++i)
+    threads.emplace_back(make);
+  make();
+  for (std::thread& thread : threads) thread.join();
+  absl::Status status;
+  for (const absl::Status& s : statuses) status.Update(s);
+  return status;
 }
 
 absl::Status GemmLauncher::Launch(const GemmCall& call, cudaStream_t stream, const std::optional<GemmConfig>& config) {
   if (call.segments.empty() || call.n() == 0) return absl::OkStatus();
-  GemmConfig chosen = config ? *config : CachedConfigOf(call);
-  absl::StatusOr<const void*> function =
-      config ? LoadNow(chosen.traits) : FunctionFor(&chosen, FallbackConfig(ShapeOf(call)));
-  if (!function.ok()) return function.status();
-  last_config_ = chosen;
-  const size_t limit = static_cast<size_t>(chosen.traits.max_segments);
+  if (config) {
+    absl::StatusOr<CUfunction> function = LoadNow(config->traits);
+    return function.ok() ? LaunchWith(call, *config, *function, stream) : function.status();
+  }
+  Choice grouped;
+  const bool dense = GroupingOf(call) == Grouping::kDense;
+  if (!dense) grouped.config = ConfigOf(call);
+  Choice& choice = dense ? DenseChoiceOf(call) : grouped;
+  if (choice.function == nullptr) {
+    absl::StatusOr<CUfunction> ready = FindReady(choice.config.traits);
+    if (!ready.ok()) return ready.status();
+    choice.function = *ready;
+  }
+  if (choice.function != nullptr) return LaunchWith(call, choice.config, choice.function, stream);
+  const GemmConfig fallback = FallbackConfig(ShapeOf(call));
+  absl::StatusOr<CUfunction> function = LoadNow(fallback.traits);
+  return function.ok() ? LaunchWith(call, fallback, *function, stream) : function.status();
+}
+
+absl::Status GemmLauncher::LaunchWith(const GemmCall& call, const GemmConfig& config, CUfunction function,
+                                      cudaStream_t stream) {
+  last_config_ = config;
+  const size_t limit = static_cast<size_t>(config.traits.max_segments);
   for (size_t first = 0; first < call.segments.size(); first += limit) {
     const size_t count = std::min(limit, call.segments.size() - first);
-    absl::Status status = chosen.traits.map_pairs > 1 ? LaunchSegments<kMaxDepthSegments, kMaxDepthSegments>(
-                                                            call, chosen, *function, first, count, stream)
-                          : chosen.traits.max_segments > 1
-                              ? LaunchSegments<kMaxRowSegments, 1>(call, chosen, *function, first, count, stream)
-                              : LaunchSegments<1, 1>(call, chosen, *function, first, count, stream);
+    absl::Status status = config.traits.map_pairs > 1 ? LaunchSegments<kMaxDepthSegments, kMaxDepthSegments>(
+                                                            call, config, function, first, count, stream)
+                          : config.traits.max_segments > 1
+                              ? LaunchSegments<kMaxRowSegments, 1>(call, config, function, first, count, stream)
+                              : LaunchSegments<1, 1>(call, config, function, first, count, stream);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
 }
 
 template <int kMaxSegments, int kMapPairs>
-absl::Status GemmLauncher::LaunchSegments(const GemmCall& call, const GemmConfig& config, const void* function,
+absl::Status GemmLauncher::LaunchSegments(const GemmCall& call, const GemmConfig& config, CUfunction function,
                                           size_t first, size_t count, cudaStream_t stream) {
   const GemmTraits& traits = config.traits;
   GemmArgs<kMaxSegments, kMapPairs> args;
   for (size_t i = 0; i < (kMapPairs > 1 ? count : 1); ++i) {
     const MatrixView& a = kMapPairs > 1 ? call.segment_a[first + i] : call.a;
     const MatrixView& b = kMapPairs > 1 ? call.segment_b[first + i] : call.b;
-    absl::StatusOr<TensorMap> a_map = maps_.Get(InputSpec(traits, a, traits.block_m / traits.cluster_n()));
-    if (!a_map.ok()) return a_map.status();
-    absl::StatusOr<TensorMap> b_map = maps_.Get(InputSpec(traits, b, traits.block_n / traits.cluster_m()));
-    if (!b_map.ok()) return b_map.status();
-    args.maps[i] = {*a_map, *b_map};
+    absl::Status status = maps_.Get(InputSpec(traits, a, traits.block_m / traits.cluster_n()), &args.maps[i].a);
+    if (status.ok()) status = maps_.Get(InputSpec(traits, b, traits.block_n / traits.cluster_m()), &args.maps[i].b);
+    if (!status.ok()) return status;
   }
-  absl::StatusOr<TensorMap> d_map = maps_.Get(OutputSpec(traits, call.d));
-  if (!d_map.ok()) return d_map.status();
-  args.d_map = *d_map;
+  if (absl::Status status = maps_.Get(OutputSpec(traits, call.d), &args.d_map); !status.ok()) return status;
   args.sfa = call.sfa;
   args.sfb = call.sfb;
   args.d = {call.d.data, call.d.batch_stride, call.d.row_stride};
@@ -255,26 +287,26 @@ absl::Status GemmLauncher::LaunchSegments(const GemmCall& call, const GemmConfig
   if (tiles == 0) return absl::OkStatus();
   args.tiles = static_cast<int>(tiles);
 
-  cudaLaunchAttribute attributes[2];
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim.x = static_cast<unsigned>(traits.cluster());
-  attributes[0].val.clusterDim.y = 1;
-  attributes[0].val.clusterDim.z = 1;
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t launch = {};
+  CUlaunchAttribute attributes[2] = {};
+  attributes[0].id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+  attributes[0].value.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+  attributes[1].value.clusterDim = {static_cast<unsigned>(traits.cluster()), 1, 1};
+  CUlaunchConfig launch = {};
   const int64_t clusters = std::min<int64_t>(tiles, sms_ / traits.cluster());
-  launch.gridDim = dim3(static_cast<unsigned>(clusters * traits.cluster()));
-  launch.blockDim = dim3(static_cast<unsigned>(traits.threads()));
-  launch.dynamicSmemBytes = static_cast<size_t>(traits.shared_bytes());
-  launch.stream = stream;
+  launch.gridDimX = static_cast<unsigned>(clusters * traits.cluster());
+  launch.gridDimY = launch.gridDimZ = 1;
+  launch.blockDimX = static_cast<unsigned>(traits.threads());
+  launch.blockDimY = launch.blockDimZ = 1;
+  launch.sharedMemBytes = static_cast<unsigned>(traits.shared_bytes());
+  launch.hStream = stream;
   launch.attrs = attributes;
-  launch.numAttrs = 2;
+  launch.numAttrs = traits.cluster() > 1 ? 2 : 1;
   void* parameters[] = {&args};
-  return CudaStatus(cudaLaunchKernelExC(&launch, function, parameters), "launching a GEMM");
+  return CudaStatus(driver_.launch_kernel(&launch, function, parameters, nullptr), "launching a GEMM");
 }
 
-absl::StatusOr<const void*> GemmLauncher::QuantizeFunction(QuantizeInput input, QuantizeShape shape) {
+absl::StatusOr<CUfunction> GemmLauncher::QuantizeFunction(QuantizeInput input, QuantizeShape shape) {
   const int kind = static_cast<int>(input) * 2 + static_cast<int>(shape);
   {
     absl::MutexLock lock(&mutex_);
@@ -284,28 +316,18 @@ absl::StatusOr<const void*> GemmLauncher::QuantizeFunction(QuantizeInput input, 
                                               input == QuantizeInput::kBf16 ? "gemmd::Bf16" : "float", ">");
   absl::StatusOr<KernelCache::KernelPointer> kernel = cache_->Get(compiler_->KeyOf(expression));
   if (!kernel.ok()) return kernel.status();
-  LoadedKernel loaded;
-  absl::Status status = CudaStatus(
-      cudaLibraryLoadData(&loaded.library, (*kernel)->cubin.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
-      "loading a kernel");
-  if (!status.ok()) return status;
-  cudaKernel_t function = nullptr;
-  status = CudaStatus(cudaLibraryGetKernel(&function, loaded.library, (*kernel)->symbol.c_str()), "finding a kernel");
-  loaded.function = reinterpret_cast<const void*>(function);
-  if (!status.ok()) {
-    cudaLibraryUnload(loaded.library);
-    return status;
-  }
+  absl::StatusOr<LoadedKernel> loaded = LoadModule(**kernel, 0);
+  if (!loaded.ok()) return loaded.status();
   absl::MutexLock lock(&mutex_);
-  const auto [entry, is_new] = quantize_.emplace(kind, loaded);
-  if (!is_new) cudaLibraryUnload(loaded.library);
+  const auto [entry, is_new] = quantize_.emplace(kind, *loaded);
+  if (!is_new) cudaLibraryUnload(loaded->module);
   return entry->second.function;
 }
 
 absl::Status GemmLauncher::LaunchQuantize(const QuantizeArgs& args, QuantizeInput input, QuantizeShape shape,
                                           cudaStream_t stream) {
   if (args.m == 0 || args.k == 0) return absl::OkStatus();
-  absl::StatusOr<const void*> function = QuantizeFunction(input, shape);
+  absl::StatusOr<CUfunction> function = QuantizeFunction(input, shape);
   if (!function.ok()) return function.status();
   constexpr int64_t kRowsPerBlock = 8;     // Warps of a thread block: one 1x128 block each.
   constexpr int64_t kRowsPerGrid = 65535;  // The grid's second dimension.
@@ -318,13 +340,17 @@ absl::Status GemmLauncher::LaunchQuantize(const QuantizeArgs& args, QuantizeInpu
     part.x = static_cast<const char*>(args.x) + first * args.x_row_stride * input_bytes;
     part.q = args.q + first * args.q_row_stride;
     part.sf = args.sf + (shape == QuantizeShape::kRow ? first : first / 128) * args.sf_row_stride;
-    const dim3 grid(static_cast<unsigned>(CeilDiv(args.k, 128)), static_cast<unsigned>(CeilDiv(part.m, rows)));
+    CUlaunchConfig launch = {};
+    launch.gridDimX = static_cast<unsigned>(CeilDiv(args.k, 128));
+    launch.gridDimY = static_cast<unsigned>(CeilDiv(part.m, rows));
+    launch.gridDimZ = 1;
+    launch.blockDimX = kThreads;
+    launch.blockDimY = launch.blockDimZ = 1;
+    launch.hStream = stream;
     void* parameters[] = {&part};
-    if (absl::Status status = CudaStatus(cudaLaunchKernel(*function, grid, dim3(kThreads), parameters, 0, stream),
-                                         "launching a quantization");
-        !status.ok()) {
-      return status;
-    }
+    absl::Status status =
+        CudaStatus(driver_.launch_kernel(&launch, *function, parameters, nullptr), "launching a quantization");
+    if (!status.ok()) return status;
   }
   return absl::OkStatus();
 }

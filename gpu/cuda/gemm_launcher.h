@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Launches GEMM and quantize kernels on a stream: chooses the configuration, finds or compiles the kernel, makes the
-// tensor maps, launches. Everything that can be kept between launches is kept. One thread at a time, except Prepare.
+// tensor maps, launches. Everything that can be kept between launches is kept: a dense product of a known shape on
+// known addresses takes four lookups and one driver call, and allocates nothing. One thread at a time, except Prepare;
+// the launcher's GPU is the thread's current device.
 #ifndef GEMMD_GPU_CUDA_GEMM_LAUNCHER_H_
 #define GEMMD_GPU_CUDA_GEMM_LAUNCHER_H_
 
@@ -34,6 +36,7 @@ class GemmLauncher {
     std::string cache_directory;                 // Empty: kernels are kept in memory only.
     uint64_t cache_bytes = uint64_t{256} << 20;  // A kernel is about 50 KiB; all that selection can give are 20 MiB.
     KernelCache::Options compile;
+    std::vector<std::string> macros;  // For variants that only tests compile.
   };
 
   // The current device. Errors: FAILED_PRECONDITION if it is not a Hopper GPU.
@@ -47,14 +50,13 @@ class GemmLauncher {
 
   absl::Status LaunchQuantize(const QuantizeArgs& args, QuantizeInput input, QuantizeShape shape, cudaStream_t stream);
 
-  // Compiles the kernels that must always be there. Waits.
+  // Compiles the kernels that must always be there, on up to one thread for each core. Waits.
   absl::Status PrepareFallbacks();
 
   // Compiles the kernel of a configuration; any thread. Returns whether it had to be made.
   absl::StatusOr<bool> Prepare(const GemmTraits& traits);
 
-  // What Launch selects; for products with one segment it is remembered.
-  GemmConfig CachedConfigOf(const GemmCall& call);
+  // What Launch selects.
   GemmConfig ConfigOf(const GemmCall& call) const;
 
   // The configuration that the latest Launch ran.
@@ -66,8 +68,14 @@ class GemmLauncher {
  private:
   // A kernel in the GPU's memory; stays as long as the launcher.
   struct LoadedKernel {
-    cudaLibrary_t library = nullptr;
-    const void* function = nullptr;
+    cudaLibrary_t module = nullptr;
+    CUfunction function = nullptr;
+  };
+
+  // What was selected for a shape.
+  struct Choice {
+    GemmConfig config;
+    CUfunction function = nullptr;  // Null until its kernel is ready.
   };
 
   // What selection depends on for products with one segment.
@@ -84,25 +92,30 @@ class GemmLauncher {
     }
   };
 
-  GemmLauncher(const Driver& driver, int sms);
+  GemmLauncher(const Driver& driver, int device, int sms);
 
   // The kernel if it is loaded, else null.
-  const void* FindLoaded(const GemmTraits& traits);
-  absl::StatusOr<const void*> Load(const GemmTraits& traits, const CompiledKernel& kernel);
-  absl::StatusOr<const void*> LoadNow(const GemmTraits& traits);
-  absl::StatusOr<const void*> FunctionFor(GemmConfig* config, const GemmConfig& fallback);
-  absl::StatusOr<const void*> QuantizeFunction(QuantizeInput input, QuantizeShape shape);
+  CUfunction FindLoaded(const GemmTraits& traits) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The kernel if it is loaded or can be loaded at once, else null and it is compiled in the background.
+  absl::StatusOr<CUfunction> FindReady(const GemmTraits& traits);
+  absl::StatusOr<CUfunction> LoadNow(const GemmTraits& traits);
+  absl::StatusOr<CUfunction> Load(const GemmTraits& traits, const CompiledKernel& kernel);
+  absl::StatusOr<LoadedKernel> LoadModule(const CompiledKernel& kernel, int shared_bytes) const;
+  absl::StatusOr<CUfunction> QuantizeFunction(QuantizeInput input, QuantizeShape shape);
 
+  Choice& DenseChoiceOf(const GemmCall& call);
+  absl::Status LaunchWith(const GemmCall& call, const GemmConfig& config, CUfunction function, cudaStream_t stream);
   template <int kMaxSegments, int kMapPairs>
-  absl::Status LaunchSegments(const GemmCall& call, const GemmConfig& config, const void* function, size_t first,
+  absl::Status LaunchSegments(const GemmCall& call, const GemmConfig& config, CUfunction function, size_t first,
                               size_t count, cudaStream_t stream);
 
   const Driver driver_;
+  const int device_;
   const int sms_;
   TensorMapCache maps_;
   std::unique_ptr<NvrtcCompiler> compiler_;
   std::unique_ptr<KernelCache> cache_;
-  absl::flat_hash_map<DenseKey, GemmConfig> dense_configs_;
+  absl::flat_hash_map<DenseKey, Choice> dense_choices_;
   GemmConfig last_config_;
   absl::Mutex mutex_;
   absl::flat_hash_map<GemmTraits, LoadedKernel> loaded_ ABSL_GUARDED_BY(mutex_);

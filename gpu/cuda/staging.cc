@@ -13,22 +13,93 @@ constexpr int64_t kPitchBytes = 16;  // TMA takes row pitches that are multiples
 
 const CudaMemory& MemoryOf(const Operand& operand) { return static_cast<const CudaMemory&>(*operand.memory); }
 
+char* AddressOf(const Operand& operand) { return MemoryOf(operand).address() + operand.offset; }
+
 bool IsEmpty(const Operand& operand) {
   return std::any_of(operand.shape.begin(), operand.shape.begin() + operand.rank, [](int64_t n) { return n == 0; });
 }
 
-// Dimensions from the slowest to the one with stride 1: the last, or the one before it for M-major scale factors.
-std::array<int, kMaxRank> OrderOf(const Operand& operand) {
-  std::array<int, kMaxRank> order{0, 1, 2};
+// A window as matrices of rows of columns that lie side by side: `row` is the last dimension but one, or the last where
+// that is the one with stride 1 (M-major scale factors). -1: the window has no such dimension.
+struct Dimensions {
+  int matrix = -1;
+  int row = -1;
+  int column = 0;
+};
+
+Dimensions DimensionsOf(const Operand& operand) {
   const int last = operand.rank - 1;
+  Dimensions dimensions{operand.rank == 3 ? 0 : -1, operand.rank >= 2 ? last - 1 : -1, last};
   if (operand.rank >= 2 && operand.strides[static_cast<size_t>(last)] != 1 &&
       operand.strides[static_cast<size_t>(last - 1)] == 1) {
-    std::swap(order[static_cast<size_t>(last)], order[static_cast<size_t>(last - 1)]);
+    std::swap(dimensions.row, dimensions.column);
   }
-  return order;
+  return dimensions;
+}
+
+int64_t At(const std::array<int64_t, kMaxRank>& values, int dimension, int64_t otherwise) {
+  return dimension < 0 ? otherwise : values[static_cast<size_t>(dimension)];
+}
+
+// From the first element to just past the last, and how many of those there are; in elements.
+int64_t SpanOf(const Operand& operand) {
+  int64_t span = 1;
+  for (size_t i = 0; i < static_cast<size_t>(operand.rank); ++i) span += (operand.shape[i] - 1) * operand.strides[i];
+  return span;
+}
+int64_t CountOf(const Operand& operand) {
+  int64_t count = 1;
+  for (size_t i = 0; i < static_cast<size_t>(operand.rank); ++i) count *= operand.shape[i];
+  return count;
+}
+
+// Strides of a copy on the GPU, rows on 16 bytes, or the operand's own if `keep`. Dimensions with one element may have
+// any stride: theirs is always made anew.
+GpuWindow LayOut(const Operand& operand, char* data, bool keep) {
+  GpuWindow window{data, operand.rank, ByteSize(operand.dtype), operand.shape, {}};
+  const Dimensions dimensions = DimensionsOf(operand);
+  const int64_t multiple = kPitchBytes / window.element_bytes;
+  const int64_t columns = At(operand.shape, dimensions.column, 1);
+  int64_t stride = (columns + multiple - 1) / multiple * multiple;
+  window.strides[static_cast<size_t>(dimensions.column)] = 1;
+  for (const int dimension : {dimensions.row, dimensions.matrix}) {
+    if (dimension < 0) continue;
+    const size_t i = static_cast<size_t>(dimension);
+    if (keep && operand.shape[i] > 1) stride = operand.strides[i];
+    window.strides[i] = stride;
+    stride *= std::max<int64_t>(operand.shape[i], 1);
+  }
+  return window;
+}
+
+// Scratch of another batch that is still running is the last resort: whoever takes it waits for that batch.
+cudaError_t AllocateAfterOthers(void** data, size_t byte_size, cudaStream_t stream) {
+  int device = 0;
+  cudaMemPool_t pool = nullptr;
+  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetDefaultMemPool(&pool, device) != cudaSuccess)
+    return cudaErrorMemoryAllocation;
+  int allowed = 1;
+  cudaMemPoolSetAttribute(pool, cudaMemPoolReuseAllowInternalDependencies, &allowed);
+  const cudaError_t error = cudaMallocAsync(data, byte_size, stream);
+  allowed = 0;
+  cudaMemPoolSetAttribute(pool, cudaMemPoolReuseAllowInternalDependencies, &allowed);
+  return error;
 }
 
 }  // namespace
+
+absl::Status CopyRows(void* to, int64_t to_pitch, const void* from, int64_t from_pitch, int64_t width, int64_t rows,
+                      cudaStream_t stream) {
+  if (rows == 0 || width == 0) return absl::OkStatus();
+  const size_t w = static_cast<size_t>(width);
+  const size_t count = static_cast<size_t>(rows);
+  if (rows == 1 || (to_pitch == width && from_pitch == width)) {
+    return CudaStatus(cudaMemcpyAsync(to, from, w * count, cudaMemcpyDefault, stream), "copying");
+  }
+  return CudaStatus(cudaMemcpy2DAsync(to, static_cast<size_t>(to_pitch), from, static_cast<size_t>(from_pitch), w,
+                                      count, cudaMemcpyDefault, stream),
+                    "copying rows");
+}
 
 Staging::~Staging() {
   for (void* allocation : allocations_) cudaFreeAsync(allocation, stream_);
@@ -37,7 +108,11 @@ Staging::~Staging() {
 absl::StatusOr<char*> Staging::Allocate(int64_t byte_size) {
   if (byte_size == 0) return empty_;
   void* data = nullptr;
-  const cudaError_t error = cudaMallocAsync(&data, static_cast<size_t>(byte_size), stream_);
+  cudaError_t error = cudaMallocAsync(&data, static_cast<size_t>(byte_size), stream_);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    error = AllocateAfterOthers(&data, static_cast<size_t>(byte_size), stream_);
+  }
   if (error != cudaSuccess) {
     cudaGetLastError();
     return CudaStatus(error, "scratch memory");
@@ -46,57 +121,52 @@ absl::StatusOr<char*> Staging::Allocate(int64_t byte_size) {
   return static_cast<char*>(data);
 }
 
-absl::StatusOr<GpuWindow> Staging::Packed(const Operand& operand) {
-  GpuWindow window{empty_, operand.rank, ByteSize(operand.dtype), operand.shape, {}};
-  const std::array<int, kMaxRank> order = OrderOf(operand);
-  int64_t stride = 1;
-  for (int i = operand.rank - 1; i >= 0; --i) {
-    const size_t dimension = static_cast<size_t>(order[static_cast<size_t>(i)]);
-    window.strides[dimension] = stride;
-    stride *= std::max<int64_t>(operand.shape[dimension], 1);
-    if (i == operand.rank - 1) {
-      const int64_t multiple = kPitchBytes / window.element_bytes;
-      stride = (stride + multiple - 1) / multiple * multiple;
-    }
+absl::StatusOr<GpuWindow> Staging::Output(const Operand& operand) {
+  if (absl::Status status = MemoryOf(operand).CheckStillThere(); !status.ok()) return status;
+  // Nobody has checked the strides of an operand without elements.
+  if (IsEmpty(operand)) return LayOut(operand, empty_, false);
+  if (MemoryOf(operand).on_gpu()) {
+    return GpuWindow{AddressOf(operand), operand.rank, ByteSize(operand.dtype), operand.shape, operand.strides};
   }
-  if (IsEmpty(operand)) return window;
-  absl::StatusOr<char*> data = Allocate(stride * window.element_bytes);
+  GpuWindow window = LayOut(operand, nullptr, SpanOf(operand) == CountOf(operand));
+  const Dimensions dimensions = DimensionsOf(operand);
+  const int outer = dimensions.matrix >= 0 ? dimensions.matrix : dimensions.row;
+  const int64_t elements = outer < 0 ? operand.shape[0] : At(window.strides, outer, 1) * At(operand.shape, outer, 1);
+  absl::StatusOr<char*> data = Allocate(elements * window.element_bytes);
   if (!data.ok()) return data.status();
   window.data = *data;
   return window;
 }
 
-absl::StatusOr<GpuWindow> Staging::Output(const Operand& operand) {
-  if (absl::Status status = MemoryOf(operand).CheckStillThere(); !status.ok()) return status;
-  if (!MemoryOf(operand).on_gpu()) return Packed(operand);
-  if (IsEmpty(operand)) return GpuWindow{empty_, operand.rank, ByteSize(operand.dtype), operand.shape, operand.strides};
-  return GpuWindow{MemoryOf(operand).address() + operand.offset, operand.rank, ByteSize(operand.dtype), operand.shape,
-                   operand.strides};
-}
-
 absl::StatusOr<GpuWindow> Staging::Input(const Operand& operand) {
-  absl::StatusOr<GpuWindow> window = Output(operand);
-  if (!window.ok() || MemoryOf(operand).on_gpu() || IsEmpty(operand)) return window;
-  const std::array<int, kMaxRank> order = OrderOf(operand);
-  const auto at = [&](int i) { return static_cast<size_t>(order[static_cast<size_t>(i)]); };
-  const int64_t element = window->element_bytes;
-  const size_t inner = at(operand.rank - 1);
-  const size_t width = static_cast<size_t>(operand.shape[inner] * element);
-  const int64_t rows = operand.rank >= 2 ? operand.shape[at(operand.rank - 2)] : 1;
-  const int64_t from_pitch = operand.rank >= 2 ? operand.strides[at(operand.rank - 2)] * element : 0;
-  const int64_t to_pitch = operand.rank >= 2 ? window->strides[at(operand.rank - 2)] * element : 0;
-  const int64_t matrices = operand.rank == 3 ? operand.shape[0] : 1;
-  const char* from = MemoryOf(operand).address() + operand.offset;
+  if (MemoryOf(operand).on_gpu() || IsEmpty(operand)) return Output(operand);
+  if (absl::Status status = MemoryOf(operand).CheckStillThere(); !status.ok()) return status;
+  const int64_t element = ByteSize(operand.dtype);
+  const int64_t span = SpanOf(operand);
+  const char* from = AddressOf(operand);
+  // What lies between the rows may come along if it is little. All of it is inside the region.
+  const bool whole = span <= CountOf(operand) + CountOf(operand) / 8;
+  GpuWindow window = LayOut(operand, nullptr, whole);
+  const Dimensions dimensions = DimensionsOf(operand);
+  const int64_t columns = At(operand.shape, dimensions.column, 1);
+  const int64_t rows = At(operand.shape, dimensions.row, 1);
+  const int64_t matrices = At(operand.shape, dimensions.matrix, 1);
+  const int64_t row_stride = At(window.strides, dimensions.row, columns);
+  const int64_t matrix_stride = At(window.strides, dimensions.matrix, row_stride * rows);
+  absl::StatusOr<char*> data = Allocate(matrix_stride * matrices * element);
+  if (!data.ok()) return data.status();
+  window.data = *data;
+  if (whole) {
+    absl::Status status = CopyRows(window.data, 0, from, 0, span * element, 1, stream_);
+    if (!status.ok()) return status;
+    return window;
+  }
   for (int64_t matrix = 0; matrix < matrices; ++matrix) {
-    const int64_t from_offset = operand.rank == 3 ? matrix * operand.strides[0] * element : 0;
-    const int64_t to_offset = operand.rank == 3 ? matrix * window->strides[0] * element : 0;
-    // A single row may have any stride.
-    const size_t least = width;
-    const cudaError_t error =
-        cudaMemcpy2DAsync(window->data + to_offset, std::max(least, static_cast<size_t>(to_pitch)), from + from_offset,
-                          std::max(least, static_cast<size_t>(from_pitch)), width, static_cast<size_t>(rows),
-                          cudaMemcpyHostToDevice, stream_);
-    if (error != cudaSuccess) return CudaStatus(error, "copying to the GPU");
+    absl::Status status =
+        CopyRows(window.data + matrix * matrix_stride * element, row_stride * element,
+                 from + matrix * At(operand.strides, dimensions.matrix, 0) * element,
+                 At(operand.strides, dimensions.row, columns) * element, columns * element, rows, stream_);
+    if (!status.ok()) return status;
   }
   return window;
 }
@@ -104,28 +174,19 @@ absl::StatusOr<GpuWindow> Staging::Input(const Operand& operand) {
 absl::Status Staging::Return(const GpuWindow& window, const Operand& operand, int64_t batch, int64_t begin,
                              int64_t end) {
   if (MemoryOf(operand).on_gpu() || IsEmpty(operand) || begin == end) return absl::OkStatus();
-  const std::array<int, kMaxRank> order = OrderOf(operand);
-  const auto at = [&](int i) { return static_cast<size_t>(order[static_cast<size_t>(i)]); };
   const int64_t element = window.element_bytes;
-  const size_t inner = at(operand.rank - 1);
-  // Rows count along the last dimension but one, whether it is the inner one (M-major) or not.
-  const size_t row_dimension = static_cast<size_t>(std::max(operand.rank - 2, 0));
-  const bool rows_inside = operand.rank >= 2 && inner == row_dimension;
-  const int64_t from_offset =
-      (operand.rank == 3 ? batch * window.strides[0] : 0) + begin * window.strides[row_dimension];
-  const int64_t to_offset =
-      (operand.rank == 3 ? batch * operand.strides[0] : 0) + begin * operand.strides[row_dimension];
-  const size_t outer = operand.rank >= 2 ? at(operand.rank - 2) : 0;
-  const int64_t columns = rows_inside || operand.rank < 2 ? end - begin : operand.shape[inner];
-  const int64_t rows = operand.rank < 2 ? 1 : rows_inside ? operand.shape[outer] : end - begin;
-  const size_t width = static_cast<size_t>(columns * element);
-  const size_t from_pitch = operand.rank < 2 ? width : static_cast<size_t>(window.strides[outer] * element);
-  const size_t to_pitch = operand.rank < 2 ? width : static_cast<size_t>(operand.strides[outer] * element);
-  char* to = MemoryOf(operand).address() + operand.offset;
-  return CudaStatus(
-      cudaMemcpy2DAsync(to + to_offset * element, std::max(width, to_pitch), window.data + from_offset * element,
-                        std::max(width, from_pitch), width, static_cast<size_t>(rows), cudaMemcpyDeviceToHost, stream_),
-      "copying from the GPU");
+  const Dimensions dimensions = DimensionsOf(operand);
+  // Rows count along the last dimension but one, whether that is the inner one (M-major) or not.
+  const int counted = std::max(operand.rank - 2, 0);
+  const bool rows_inside = dimensions.column == counted;
+  const auto offset = [&](const std::array<int64_t, kMaxRank>& strides) {
+    return (At(strides, dimensions.matrix, 0) * batch + At(strides, counted, 0) * begin) * element;
+  };
+  const int64_t columns = rows_inside ? end - begin : At(operand.shape, dimensions.column, 1);
+  const int64_t rows = rows_inside ? At(operand.shape, dimensions.row, 1) : end - begin;
+  return CopyRows(AddressOf(operand) + offset(operand.strides), At(operand.strides, dimensions.row, columns) * element,
+                  window.data + offset(window.strides), At(window.strides, dimensions.row, columns) * element,
+                  columns * element, rows, stream_);
 }
 
 }  // namespace gemmd

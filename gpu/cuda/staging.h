@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// Operands on the GPU for the jobs of one batch: those that already are there as they are, others as packed copies that
-// the batch's stream makes before its kernels and brings back after them. Worker's loop only.
+// Operands on the GPU for the jobs of one batch: those that already are there as they are, others as copies that the
+// batch's stream makes before its kernels and brings back after them. Copies keep the operand's own strides where
+// little lies between its rows: the copy engines move one long run of bytes faster than many rows. Worker's loop only.
 #ifndef GEMMD_GPU_CUDA_STAGING_H_
 #define GEMMD_GPU_CUDA_STAGING_H_
 
 #include "gpu/job.h"
 
+#include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include <cuda_runtime_api.h>
 
 #include <array>
 #include <cstdint>
-#include <vector>
 
 namespace gemmd {
 
@@ -24,6 +25,10 @@ struct GpuWindow {
   std::array<int64_t, kMaxRank> shape{};
   std::array<int64_t, kMaxRank> strides{};  // Elements.
 };
+
+// Copies `rows` rows of `width` bytes; pitches in bytes. Between host and GPU in any direction.
+absl::Status CopyRows(void* to, int64_t to_pitch, const void* from, int64_t from_pitch, int64_t width, int64_t rows,
+                      cudaStream_t stream);
 
 class Staging {
  public:
@@ -48,11 +53,9 @@ class Staging {
   absl::Status Return(const GpuWindow& window, const Operand& operand, int64_t batch, int64_t begin, int64_t end);
 
  private:
-  absl::StatusOr<GpuWindow> Packed(const Operand& operand);
-
   cudaStream_t stream_;
   char* empty_;
-  std::vector<void*> allocations_;
+  absl::InlinedVector<void*, 6> allocations_;
 };
 
 }  // namespace gemmd

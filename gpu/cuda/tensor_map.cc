@@ -20,8 +20,11 @@ bool TensorMapSpec::operator==(const TensorMapSpec& other) const {
          box_rows == other.box_rows && box_columns == other.box_columns && swizzle == other.swizzle;
 }
 
-absl::StatusOr<TensorMap> TensorMapCache::Get(const TensorMapSpec& spec) {
-  if (const auto found = maps_.find(spec); found != maps_.end()) return found->second;
+absl::Status TensorMapCache::Get(const TensorMapSpec& spec, TensorMap* map) {
+  if (const auto found = maps_.find(spec); found != maps_.end()) {
+    *map = found->second;
+    return absl::OkStatus();
+  }
   const MatrixView& matrix = spec.matrix;
   const uint64_t element = static_cast<uint64_t>(spec.element_bytes);
   const uint64_t row_bytes = static_cast<uint64_t>(matrix.row_stride) * element;
@@ -44,11 +47,10 @@ absl::StatusOr<TensorMap> TensorMapCache::Get(const TensorMapSpec& spec) {
                         absl::StrCat(status.message(), ", [", dims[2], ", ", dims[1], ", ", dims[0], "] row pitch ",
                                      strides[0], " bytes, box [", box[1], ", ", box[0], "]"));
   }
-  TensorMap map;
-  std::memcpy(&map, &encoded, sizeof(map));
+  std::memcpy(map, &encoded, sizeof(*map));
   if (maps_.size() >= kLimit) maps_.clear();
-  maps_.emplace(spec, map);
-  return map;
+  maps_.emplace(spec, *map);
+  return absl::OkStatus();
 }
 
 }  // namespace gemmd

@@ -9,7 +9,7 @@
 #include "gpu/kernels/kernel_args.h"
 
 #include "absl/container/flat_hash_map.h"
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
 
 #include <cstdint>
 
@@ -35,8 +35,8 @@ class TensorMapCache {
  public:
   explicit TensorMapCache(const Driver& driver) : driver_(driver) {}
 
-  // Errors: INVALID_ARGUMENT where the tensor is not one that TMA takes (alignment).
-  absl::StatusOr<TensorMap> Get(const TensorMapSpec& spec);
+  // Writes the map to `*map`. Errors: INVALID_ARGUMENT where the tensor is not one that TMA takes (alignment).
+  absl::Status Get(const TensorMapSpec& spec, TensorMap* map);
 
  private:
   static constexpr size_t kLimit = 8192;  // 1.5 MiB; beyond that all are forgotten and made again, 1 us each.

@@ -73,15 +73,17 @@ absl::StatusOr<Program> CreateProgram(const Nvrtc& nvrtc, const std::string& tex
 }  // namespace
 
 absl::StatusOr<NvrtcCompiler> NvrtcCompiler::Create(absl::Span<const KernelSource> sources,
-                                                    absl::Span<const absl::string_view> main_sources) {
+                                                    absl::Span<const absl::string_view> main_sources,
+                                                    absl::Span<const std::string> macros) {
   const absl::StatusOr<const Nvrtc*> nvrtc = Nvrtc::Load();
   if (!nvrtc.ok()) return nvrtc.status();
-  return NvrtcCompiler(**nvrtc, sources, main_sources);
+  return NvrtcCompiler(**nvrtc, sources, main_sources, macros);
 }
 
 NvrtcCompiler::NvrtcCompiler(const Nvrtc& nvrtc, absl::Span<const KernelSource> sources,
-                             absl::Span<const absl::string_view> main_sources)
+                             absl::Span<const absl::string_view> main_sources, absl::Span<const std::string> macros)
     : nvrtc_(&nvrtc), sources_(sources), compiler_(CompilerName(nvrtc)) {
+  for (const std::string& macro : macros) absl::StrAppend(&program_, "#define ", macro, "\n");
   for (const absl::string_view name : main_sources) absl::StrAppend(&program_, "#include \"", name, "\"\n");
   std::string all = program_;
   for (const KernelSource& source : sources) absl::StrAppend(&all, source.name, "\n", source.text, "\n");

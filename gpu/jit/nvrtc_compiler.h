@@ -23,10 +23,11 @@ struct CompiledKernel {
 
 class NvrtcCompiler {
  public:
-  // `sources` must outlive the compiler; `main_sources` are the names of those that are included at the top.
-  // Errors: FAILED_PRECONDITION if NVRTC is not installed.
+  // `sources` must outlive the compiler; `main_sources` are the names of those that are included at the top; `macros`
+  // are defined before them. Errors: FAILED_PRECONDITION if NVRTC is not installed.
   static absl::StatusOr<NvrtcCompiler> Create(absl::Span<const KernelSource> sources,
-                                              absl::Span<const absl::string_view> main_sources);
+                                              absl::Span<const absl::string_view> main_sources,
+                                              absl::Span<const std::string> macros = {});
 
   KernelKey KeyOf(absl::string_view expression) const;
 
@@ -36,7 +37,7 @@ class NvrtcCompiler {
 
  private:
   NvrtcCompiler(const Nvrtc& nvrtc, absl::Span<const KernelSource> sources,
-                absl::Span<const absl::string_view> main_sources);
+                absl::Span<const absl::string_view> main_sources, absl::Span<const std::string> macros);
 
   const Nvrtc* nvrtc_;
   absl::Span<const KernelSource> sources_;

@@ -46,9 +46,10 @@ __device__ __forceinline__ float WarpMax(float value) {
   return value;
 }
 
-// Blocks of zeros get 1.
+// Blocks of zeros get 1, and so do blocks so small that amax / 448 is zero.
 __device__ __forceinline__ float ScaleOf(float largest) {
-  return largest == 0 ? 1.0f : __fdiv_rn(largest, kLargestE4m3);
+  const float scale = __fdiv_rn(largest, kLargestE4m3);
+  return scale == 0 ? 1.0f : scale;
 }
 
 // Two floats to two e4m3, nearest even, saturating; `low` in the low byte.

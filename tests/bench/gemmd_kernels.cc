@@ -56,7 +56,7 @@ extern "C" int gemmd_kernels_run(void* kernels, const GemmdProduct* product, voi
                                  int config_size) {
   GemmLauncher& launcher = *static_cast<GemmLauncher*>(kernels);
   const GemmCall call = CallOf(*product);
-  const gemmd::GemmConfig chosen = launcher.CachedConfigOf(call);
+  const gemmd::GemmConfig chosen = launcher.ConfigOf(call);
   const absl::Status status = launcher.Launch(call, static_cast<cudaStream_t>(stream), chosen);
   if (!status.ok()) {
     std::cerr << status << "\n";

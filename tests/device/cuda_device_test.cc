@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // What only the CUDA device has: memory of the GPU that outlives the object that allocated it, merged launches on
-// resident weights, many batches in flight. The operations themselves: tests/gpu/cpu_device_operations_test.cc.
+// resident weights, many batches in flight, bits that are the CPU device's where the rule leaves no choice. The
+// operations themselves: tests/gpu/cpu_device_operations_test.cc.
 #include "gpu/cuda/cuda_device.h"
 
+#include "gpu/cpu/quantize.h"
 #include "proto/element_type.h"
 #include "proto/shared_memory.h"
 
@@ -147,6 +149,98 @@ TEST_F(CudaDeviceTest, ManyBatchesInFlightAllComplete) {
   device_->Wait();
   EXPECT_EQ(failed, 0);
   for (const float* d : results) EXPECT_EQ(std::count(d, d + kM * kN, 2.0f * kK), kM * kN);
+}
+
+// The operands lie apart from each other, as views of wider matrices do, or side by side.
+TEST_F(CudaDeviceTest, RowsThatLieApartAreCopiedAsThoseSideBySide) {
+  constexpr int64_t kM = 37, kN = 72, kK = 144;
+  const uint16_t one = FloatToBf16(1.0f);
+  for (const int64_t a_gap : {0, 8, 200}) {
+    for (const int64_t d_gap : {0, 4, 60}) {
+      uint16_t *a_data = nullptr, *unused = nullptr;
+      float* d_data = nullptr;
+      Operand a = HostMatrix<uint16_t>(DType::kBf16, kM, kK + a_gap, FloatToBf16(1000.0f), &a_data);
+      Operand d = HostMatrix<float>(DType::kF32, kM, kN + d_gap, -1.0f, &d_data);
+      for (int64_t row = 0; row < kM; ++row) {
+        std::fill_n(a_data + row * (kK + a_gap), kK, FloatToBf16(static_cast<float>(row)));
+      }
+      a.shape[1] = kK;
+      d.shape[1] = kN;
+      Batch batch;
+      batch.jobs.push_back(Bf16Product(a, HostMatrix<uint16_t>(DType::kBf16, kN, kK, one, &unused), d));
+      ASSERT_EQ(Run(std::move(batch))[0].rule, Rule::kNone);
+      for (int64_t row = 0; row < kM; ++row) {
+        for (int64_t column = 0; column < kN + d_gap; ++column) {
+          const float expected = column < kN ? static_cast<float>(row * kK) : -1.0f;
+          ASSERT_EQ(d_data[row * (kN + d_gap) + column], expected)
+              << "gaps " << a_gap << " " << d_gap << " row " << row << " column " << column;
+        }
+      }
+    }
+  }
+}
+
+// Scale factors and elements of X by the CPU device's own function.
+struct Quantized {
+  std::vector<uint8_t> q;
+  std::vector<float> sf;
+};
+
+Quantized QuantizeOnCpu(DType dtype, const void* x, int64_t m, int64_t k, int64_t block_rows) {
+  const int64_t sf_rows = CeilDiv(m, block_rows);
+  const int64_t blocks = CeilDiv(k, 128);
+  Quantized result{std::vector<uint8_t>(static_cast<size_t>(m * k)),
+                   std::vector<float>(static_cast<size_t>(sf_rows * blocks))};
+  const QuantizeViews views{{static_cast<std::byte*>(const_cast<void*>(x)), dtype, m, k, k, 1},
+                            {reinterpret_cast<std::byte*>(result.q.data()), DType::kE4m3, m, k, k, 1},
+                            {reinterpret_cast<std::byte*>(result.sf.data()), DType::kF32, sf_rows, blocks, blocks, 1},
+                            block_rows};
+  for (int64_t row = 0; row < sf_rows; ++row) QuantizeBlockRow(BestInstructionSet(), views, row);
+  return result;
+}
+
+TEST_F(CudaDeviceTest, QuantizesToTheSameBitsAsTheCpuDevice) {
+  constexpr int64_t kM = 130, kK = 1168, kBlocks = 10;
+  // Largest magnitudes of successive blocks. Those below 3.2e-43 are zero when FP32 divides them by 448, and the next
+  // ones are subnormal.
+  const float largest[] = {0.0f, 1e-45f, 1e-43f, 3.1e-43f, 3.2e-43f, 1e-40f, 1e-36f, 1.0f, 4e4f, 3e38f};
+  for (const DType dtype : {DType::kF32, DType::kBf16}) {
+    for (const int64_t block_rows : {1, 128}) {
+      const auto value = [&](int64_t i) {
+        const int64_t row = i / kK, k = i % kK;
+        const float part = static_cast<float>((row * 31 + k * 17) % 101) / 100.0f;
+        return (i % 3 == 0 ? -part : part) * largest[(k / 128 + row / block_rows) % kBlocks];
+      };
+      Job job;
+      job.gemm.op = Op::kQuantize;
+      job.gemm.quantize_block = block_rows == 1 ? QuantizeBlock::k1x128 : QuantizeBlock::k128x128;
+      job.gemm.m = kM;
+      job.gemm.k = kK;
+      const void* x = nullptr;
+      if (dtype == DType::kF32) {
+        float* data = nullptr;
+        job.gemm.operand(OperandIndex::kA) = HostMatrix<float>(dtype, kM, kK, 0.0f, &data);
+        for (int64_t i = 0; i < kM * kK; ++i) data[i] = value(i);
+        x = data;
+      } else {
+        uint16_t* data = nullptr;
+        job.gemm.operand(OperandIndex::kA) = HostMatrix<uint16_t>(dtype, kM, kK, 0, &data);
+        for (int64_t i = 0; i < kM * kK; ++i) data[i] = FloatToBf16(value(i));
+        x = data;
+      }
+      uint8_t* q = nullptr;
+      float* sf = nullptr;
+      const int64_t sf_rows = CeilDiv(kM, block_rows);
+      job.gemm.operand(OperandIndex::kD) = HostMatrix<uint8_t>(DType::kE4m3, kM, kK, 0xee, &q);
+      job.gemm.operand(OperandIndex::kSfd) = HostMatrix<float>(DType::kF32, sf_rows, kBlocks, -1.0f, &sf);
+      Batch batch;
+      batch.jobs.push_back(std::move(job));
+      ASSERT_EQ(Run(std::move(batch))[0].rule, Rule::kNone);
+      const Quantized expected = QuantizeOnCpu(dtype, x, kM, kK, block_rows);
+      EXPECT_EQ(std::vector<float>(sf, sf + sf_rows * kBlocks), expected.sf) << block_rows;
+      EXPECT_EQ(std::vector<uint8_t>(q, q + kM * kK), expected.q) << block_rows;
+    }
+  }
 }
 
 TEST_F(CudaDeviceTest, TooLargeAnAllocationIsRefusedAndTheNextOneSucceeds) {

@@ -7,18 +7,19 @@
 //             [--plan=FILE]
 //
 // --sweep times every configuration, not only the selected one. --plan writes what ran between which two evictions of
-// L2, for a profiler that reads kernel times (profile_bench.py loads this program as a library and does so).
+// L2, for a profiler that reads kernel times (profile_bench.py loads this program as a library and does so): a line for
+// each call, `shape|what|FLOPs|bytes|shape as tables of other libraries name it`.
 #include "gpu/cuda/gemm_launcher.h"
 #include "tests/device/gpu_workbench.h"
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -168,11 +169,20 @@ class Timer {
   cudaEvent_t end_;
 };
 
-std::vector<Product> TargetShapes() {
-  std::vector<Product> products;
+// A product, and its name in tables of other libraries' times: "contig,G8 m4096 N4096 K7168" gives the mean rows of a
+// group, of which each table draws its own.
+struct BenchShape {
+  Product product;
+  std::string target;
+};
+
+std::vector<BenchShape> TargetShapes() {
+  std::vector<BenchShape> shapes;
   const auto dense = [&](int64_t n, int64_t k, std::vector<int64_t> ms) {
-    for (const int64_t m : ms)
-      products.push_back({"dense", KernelScaling::kRowBlock, KernelOutput::kBf16, m, n, k, {}});
+    for (const int64_t m : ms) {
+      shapes.push_back({{"dense", KernelScaling::kRowBlock, KernelOutput::kBf16, m, n, k, {}},
+                        absl::StrCat("dense,M", m, " N", n, " K", k)});
+    }
   };
   dense(576, 7168, {64, 4096});
   dense(2112, 7168, {1, 8, 16, 32, 64, 128, 512, 1024, 4096});
@@ -201,8 +211,9 @@ std::vector<Product> TargetShapes() {
                           {8, 4096, 7168, 3072},
                           {4, 8192, 4096, 7168},
                           {4, 8192, 7168, 2048}}) {
-    products.push_back(
-        {"contiguous", KernelScaling::kRowBlock, KernelOutput::kBf16, g.m, g.n, g.k, draw(g.groups, g.m, 1)});
+    shapes.push_back(
+        {{"contiguous", KernelScaling::kRowBlock, KernelOutput::kBf16, g.m, g.n, g.k, draw(g.groups, g.m, 1)},
+         absl::StrCat("contig,G", g.groups, " m", g.m, " N", g.n, " K", g.k)});
   }
   for (const Grouped g : {Grouped{32, 4, 7168, 2048},
                           {6, 20, 6144, 7168},
@@ -214,29 +225,48 @@ std::vector<Product> TargetShapes() {
                           {32, 192, 7168, 3072},
                           {6, 1024, 4096, 4096},
                           {6, 1024, 6144, 7168}}) {
-    products.push_back({"masked", KernelScaling::kRowBlock, KernelOutput::kBf16, std::max<int64_t>(g.m * 2, 64), g.n,
-                        g.k, draw(g.groups, g.m, 1)});
+    shapes.push_back({{"masked", KernelScaling::kRowBlock, KernelOutput::kBf16, std::max<int64_t>(g.m * 2, 64), g.n,
+                       g.k, draw(g.groups, g.m, 1)},
+                      absl::StrCat("masked,G", g.groups, " m", g.m, " N", g.n, " K", g.k)});
   }
   for (const Grouped g : {Grouped{8, 4096, 7168, 4096}, {4, 4096, 7168, 8192}, {16, 7168, 2048, 2048}}) {
-    products.push_back(
-        {"kgrouped", KernelScaling::kRowRow, KernelOutput::kF32Add, g.m, g.n, g.k, draw(g.groups, g.k, 128)});
+    shapes.push_back(
+        {{"kgrouped", KernelScaling::kRowRow, KernelOutput::kF32Add, g.m, g.n, g.k, draw(g.groups, g.k, 128)},
+         absl::StrCat("kgrouped,G", g.groups, " M", g.m, " N", g.n, " k", g.k)});
   }
-  return products;
+  return shapes;
 }
 
-std::vector<Product> ParseDense(const std::string& text) {
-  std::vector<Product> products;
+// The fewest bytes that a product can move: each operand read once, D written once (read too where it is added to).
+double LeastBytes(const GemmCall& call) {
+  const double element = call.scaling == KernelScaling::kBf16 ? 2 : 1;
+  const double out = call.output == KernelOutput::kBf16 ? 2 : call.output == KernelOutput::kF32 ? 4 : 8;
+  const double n = static_cast<double>(call.n());
+  double bytes = 0;
+  for (const Segment& s : call.segments) {
+    const double m = s.row_end - s.row_begin;
+    const double k = s.k;
+    bytes += m * k * element + n * k * element + m * n * out;
+    if (call.scaling == KernelScaling::kBf16) continue;
+    bytes += 4 * k / 128 * (m + (call.scaling == KernelScaling::kRowRow ? n : n / 128));
+  }
+  return bytes;
+}
+
+std::vector<BenchShape> ParseDense(const std::string& text) {
+  std::vector<BenchShape> shapes;
   for (const auto shape : absl::StrSplit(text, ';', absl::SkipEmpty())) {
     const std::vector<std::string> numbers = absl::StrSplit(shape, ',');
-    products.push_back({"dense",
-                        KernelScaling::kRowBlock,
-                        KernelOutput::kBf16,
-                        std::atoll(numbers[0].c_str()),
-                        std::atoll(numbers[1].c_str()),
-                        std::atoll(numbers[2].c_str()),
-                        {}});
+    shapes.push_back({{"dense",
+                       KernelScaling::kRowBlock,
+                       KernelOutput::kBf16,
+                       std::atoll(numbers[0].c_str()),
+                       std::atoll(numbers[1].c_str()),
+                       std::atoll(numbers[2].c_str()),
+                       {}},
+                      {}});
   }
-  return products;
+  return shapes;
 }
 
 struct BenchOptions {
@@ -246,11 +276,12 @@ struct BenchOptions {
   std::string plan;
   std::string filter;
   bool row_major = false;  // SFA row-major; otherwise M-major, as libraries want it.
-  std::vector<Product> products = TargetShapes();
+  std::vector<BenchShape> shapes = TargetShapes();
 };
 
-void Bench(GemmLauncher& launcher, TestKernels& kernels, CublasLt& cublas, Timer& timer, const Product& product,
+void Bench(GemmLauncher& launcher, TestKernels& kernels, CublasLt& cublas, Timer& timer, const BenchShape& target,
            const BenchOptions& options) {
+  const Product& product = target.product;
   Workbench bench(product, kernels);
   const GemmCall& call = bench.call();
   const Grouping grouping = !call.segment_a.empty() ? Grouping::kDepth
@@ -292,12 +323,15 @@ void Bench(GemmLauncher& launcher, TestKernels& kernels, CublasLt& cublas, Timer
       }
     }
   }
+  const auto label = [&](const std::string& what) {
+    return absl::StrFormat("%s|%s|%.17g|%.17g|%s", product.Name(), what, bench.flops(), LeastBytes(call),
+                           target.target);
+  };
   std::vector<std::string> labels;
   for (size_t i = 0; i < configs.size(); ++i) {
-    labels.push_back(
-        absl::StrCat(product.Name(), "|", i == 0 ? "selected " : "", Describe(configs[i].traits), "|", bench.flops()));
+    labels.push_back(label(absl::StrCat(i == 0 ? "selected " : "", Describe(configs[i].traits))));
   }
-  if (has_peer) labels.push_back(absl::StrCat(product.Name(), "|cublaslt|", bench.flops()));
+  if (has_peer) labels.push_back(label("cublaslt"));
   const std::vector<double> times = timer.Medians(functions, labels, options.rounds);
   bench.ResetOutput();
   functions[0]();
@@ -323,21 +357,6 @@ void Bench(GemmLauncher& launcher, TestKernels& kernels, CublasLt& cublas, Timer
   std::fflush(stdout);
 }
 
-// Median microseconds of the host's part of a launch, with everything cached.
-double HostLaunchMicros(GemmLauncher& launcher, TestKernels& kernels) {
-  Workbench bench({"dense", KernelScaling::kRowBlock, KernelOutput::kBf16, 16, 2112, 7168, {}}, kernels);
-  std::vector<double> times;
-  for (int i = 0; i < 2000; ++i) {
-    const auto begin = std::chrono::steady_clock::now();
-    if (!launcher.Launch(bench.call(), nullptr).ok()) return -1;
-    times.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin).count());
-    if (i % 50 == 0) Must(cudaDeviceSynchronize(), "running");  // The queue must not fill up.
-  }
-  Must(cudaDeviceSynchronize(), "running");
-  std::nth_element(times.begin(), times.begin() + 1000, times.end());
-  return times[1000];
-}
-
 int Main(int argc, char** argv) {
   BenchOptions options;
   GemmLauncher::Options launcher_options;
@@ -350,7 +369,7 @@ int Main(int argc, char** argv) {
     if (absl::StartsWith(argument, "--cache=")) launcher_options.cache_directory = argument.substr(8);
     if (absl::StartsWith(argument, "--plan=")) options.plan = argument.substr(7);
     if (absl::StartsWith(argument, "--filter=")) options.filter = argument.substr(9);
-    if (absl::StartsWith(argument, "--dense=")) options.products = ParseDense(argument.substr(8));
+    if (absl::StartsWith(argument, "--dense=")) options.shapes = ParseDense(argument.substr(8));
   }
   auto launcher = GemmLauncher::Create(launcher_options);
   if (!launcher.ok()) {
@@ -379,13 +398,14 @@ int Main(int argc, char** argv) {
   std::FILE* plan = options.plan.empty() ? nullptr : std::fopen(options.plan.c_str(), "w");
   timer.set_plan(plan);
   const std::vector<double> empty =
-      timer.Medians({[&] { kernels.Launch("Empty", 1, nullptr); }}, {"empty||"}, options.rounds);
-  std::printf("{\"empty_kernel_us\":%.2f,\"host_launch_us\":%.2f}\n", empty[0], HostLaunchMicros(**launcher, kernels));
-  for (Product& product : options.products) {
+      timer.Medians({[&] { kernels.Launch("Empty", 1, nullptr); }}, {"empty||||"}, options.rounds);
+  std::printf("{\"empty_kernel_us\":%.2f}\n", empty[0]);
+  for (BenchShape& shape : options.shapes) {
+    Product& product = shape.product;
     product.sfa_m_major = product.sfb_m_major = !options.row_major;
     if (product.scaling == KernelScaling::kRowBlock) product.sfb_m_major = false;
     if (!options.filter.empty() && !absl::StrContains(product.Name(), options.filter)) continue;
-    Bench(**launcher, kernels, cublas, timer, product, options);
+    Bench(**launcher, kernels, cublas, timer, shape, options);
   }
   if (plan != nullptr) std::fclose(plan);
   return 0;

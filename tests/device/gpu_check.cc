@@ -2,6 +2,13 @@
 // gpu_check: is every kernel right on this GPU? Runs a generated grid of products with each configuration that may run
 // them, compares with FP64, looks for bytes written outside D, and compares bits between configurations and runs.
 // Prints a line for each failure and a summary for each kind; exits 0 only if all is right.
+//
+//   gpu_check [--all-configs] [--effort=N] [--cache=DIR] [--threads=N] [--plain-scales]
+//
+// --effort=0 is a short grid of one kernel of each structure, for compute-sanitizer; with --plain-scales scale factors
+// travel by ordinary loads and stores, which racecheck follows:
+//
+//   compute-sanitizer --tool racecheck --kernel-regex kns=Gemm gpu_check --effort=0 --plain-scales --cache=DIR
 #include "gpu/cuda/gemm_launcher.h"
 #include "tests/device/gpu_workbench.h"
 
@@ -10,6 +17,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -23,9 +31,11 @@
 namespace gemmd {
 namespace {
 
-// A kernel that hangs must name itself before the program is killed.
+// A kernel that hangs must name itself before the program is killed. Under compute-sanitizer kernels take their time.
+constexpr auto kPatience = std::chrono::seconds(30);
+
 void WaitOrDie(const std::string& what) {
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  const auto deadline = std::chrono::steady_clock::now() + kPatience;
   while (true) {
     const cudaError_t state = cudaStreamQuery(nullptr);
     if (state == cudaSuccess) return;
@@ -53,24 +63,22 @@ class Checker {
  public:
   explicit Checker(GemmLauncher& launcher, bool every_config) : launcher_(launcher), every_config_(every_config) {}
 
-  void Run(const Product& product) {
+  // While planning, Run only notes the kernels that it will need.
+  void set_planning(bool planning) { planning_ = planning; }
+  const std::vector<GemmTraits>& planned() const { return planned_; }
+
+  // With those of `tiles` that may run the product, if there are any in it; else with what is selected and the
+  // fallback.
+  void Run(const Product& product, const std::vector<TileChoice>& tiles = {}) {
     Workbench bench(product, kernels_);
     WaitOrDie("preparing " + product.Name());
-    const Grouping grouping = !bench.call().segment_a.empty() ? Grouping::kDepth
-                              : bench.call().clip_rows        ? Grouping::kRows
-                                                              : Grouping::kDense;
-    std::vector<GemmConfig> configs;
-    if (bench.call().segments.empty()) {
-      configs.push_back({});
-    } else if (every_config_) {
-      for (const TileChoice& tile : Candidates(product.scaling, grouping)) {
-        const GemmTraits traits = TraitsOf(tile, product.scaling, product.output, grouping);
-        if (traits.legal()) configs.push_back({traits, BandOf(traits, launcher_.sms())});
+    const std::vector<GemmConfig> configs = ConfigsFor(product, bench.call(), tiles);
+    if (planning_) {
+      for (const GemmConfig& config : configs) {
+        if (std::find(planned_.begin(), planned_.end(), config.traits) == planned_.end() && config.traits.block_m > 0)
+          planned_.push_back(config.traits);
       }
-    } else {
-      configs.push_back(launcher_.ConfigOf(bench.call()));
-      GemmShape shape{product.scaling, product.output, grouping, 0, 0, {}};
-      configs.push_back(FallbackConfig(shape));
+      return;
     }
     bool first = true;
     for (const GemmConfig& config : configs) {
@@ -112,6 +120,27 @@ class Checker {
   }
 
  private:
+  std::vector<GemmConfig> ConfigsFor(const Product& product, const GemmCall& call,
+                                     const std::vector<TileChoice>& tiles) const {
+    if (call.segments.empty()) return {GemmConfig{}};
+    const Grouping grouping = !call.segment_a.empty() ? Grouping::kDepth
+                              : call.clip_rows        ? Grouping::kRows
+                                                      : Grouping::kDense;
+    std::vector<GemmConfig> configs;
+    if (every_config_ || !tiles.empty()) {
+      for (const TileChoice& tile : Candidates(product.scaling, grouping)) {
+        const bool wanted = tiles.empty() || std::any_of(tiles.begin(), tiles.end(), [&](const TileChoice& t) {
+                              return t.block_m == tile.block_m && t.block_n == tile.block_n && t.swap == tile.swap &&
+                                     t.multicast == tile.multicast;
+                            });
+        const GemmTraits traits = TraitsOf(tile, product.scaling, product.output, grouping);
+        if (wanted && traits.legal()) configs.push_back({traits, BandOf(traits, launcher_.sms())});
+      }
+      return configs;
+    }
+    return {launcher_.ConfigOf(call), FallbackConfig({product.scaling, product.output, grouping, 0, 0, {}})};
+  }
+
   static std::string KindOf(const Product& product) {
     return absl::StrCat(product.kind,
                         product.scaling == KernelScaling::kRowBlock ? " 1d2d"
@@ -140,16 +169,57 @@ class Checker {
   }
 
   GemmLauncher& launcher_;
-  bool every_config_;
+  const bool every_config_;
+  bool planning_ = false;
+  std::vector<GemmTraits> planned_;
   TestKernels kernels_;
   std::map<std::string, Tally> tallies_;
   int printed_ = 0;
 };
 
-// `effort`: products per shape class; 0 is a reduced grid, for runs under compute-sanitizer.
+// One kernel of each structure: swapped or not, one or two slabs and math warpgroups, promotion overlapped or in turns,
+// operands shared or not, TMA stores and row copies, pipelines that go round several times, blocks with several tiles.
+void RunShortGrid(Checker& checker) {
+  uint64_t seed = 1;
+  const std::vector<TileChoice> tiles = {{16, 64, true, Multicast::kNone},    {64, 128, true, Multicast::kNone},
+                                         {48, 64, true, Multicast::kA},       {128, 64, false, Multicast::kNone},
+                                         {128, 128, false, Multicast::kB},    {128, 112, false, Multicast::kNone},
+                                         {128, 160, false, Multicast::kA},    {128, 192, false, Multicast::kB},
+                                         {256, 128, false, Multicast::kNone}, {256, 112, false, Multicast::kA}};
+  for (const KernelScaling scaling : {KernelScaling::kRowBlock, KernelScaling::kRowRow, KernelScaling::kBf16}) {
+    for (const KernelOutput output : {KernelOutput::kBf16, KernelOutput::kF32, KernelOutput::kF32Add}) {
+      Product p{"dense", scaling, output, 161, 328, 400, {}};
+      p.sfa_m_major = output == KernelOutput::kBf16;
+      p.seed = seed += 10;
+      checker.Run(p);
+    }
+    Product all{"dense", scaling, KernelOutput::kBf16, 300, 584, 2320, {}};
+    all.seed = seed += 10;
+    checker.Run(all, tiles);
+  }
+  // More tiles than the GPU has SMs.
+  Product many{"dense", KernelScaling::kRowBlock, KernelOutput::kBf16, 520, 4616, 272, {}};
+  many.seed = seed += 10;
+  checker.Run(many, {tiles[1], tiles[4], tiles[8]});
+  const std::vector<int64_t> groups = {300, 1, 0, 17, 129};
+  for (const char* kind : {"contiguous", "masked"}) {
+    for (const KernelScaling scaling : {KernelScaling::kRowBlock, KernelScaling::kBf16}) {
+      Product p{kind, scaling, KernelOutput::kBf16, 310, 328, 656, groups};
+      p.seed = seed += 10;
+      checker.Run(p, {tiles[0], tiles[2], tiles[3], tiles[6], tiles[8]});
+    }
+  }
+  for (const KernelScaling scaling : {KernelScaling::kRowRow, KernelScaling::kBf16}) {
+    for (const KernelOutput output : {KernelOutput::kF32, KernelOutput::kF32Add}) {
+      Product p{"kgrouped", scaling, output, 200, 328, 0, {144, 0, 400, 1040}};
+      p.seed = seed += 10;
+      checker.Run(p);
+    }
+  }
+}
+
+// `effort`: products per shape class.
 void RunGrid(Checker& checker, int effort) {
-  const bool reduced = effort == 0;
-  effort = std::max(effort, 1);
   std::mt19937 random(7);
   const auto pick = [&](const auto& list) { return list[random() % std::size(list)]; };
   const int64_t ms[] = {0,   1,   2,   7,   8,   16,  17,  31,  33,  64,  65,   100,
@@ -160,7 +230,6 @@ void RunGrid(Checker& checker, int effort) {
   for (const KernelScaling scaling : {KernelScaling::kRowBlock, KernelScaling::kRowRow, KernelScaling::kBf16}) {
     for (const KernelOutput output : {KernelOutput::kBf16, KernelOutput::kF32, KernelOutput::kF32Add}) {
       for (const int64_t m : ms) {
-        if (reduced && (m % 32 != 1 || m > 300)) continue;
         for (int i = 0; i < effort; ++i) {
           Product p{"dense", scaling, output, m, pick(ns), pick(ks), {}};
           p.sfa_m_major = random() % 2;
@@ -201,7 +270,7 @@ void RunGrid(Checker& checker, int effort) {
   }
   // Tiles whose slabs end a group, among many that do not: TMA stores and row copies take turns in the staging buffers.
   for (const char* kind : {"contiguous", "masked"}) {
-    for (int round = 0; round < (reduced ? 0 : 3); ++round) {
+    for (int round = 0; round < 3; ++round) {
       Product p{kind, KernelScaling::kRowBlock, KernelOutput::kBf16, 384, 7168, 528, {}};
       for (int g = 0; g < 32; ++g) p.groups.push_back(134 + static_cast<int64_t>(random() % 116));
       p.seed = seed += 10;
@@ -226,16 +295,15 @@ void RunGrid(Checker& checker, int effort) {
 }  // namespace
 }  // namespace gemmd
 
-// gpu_check [--all-configs] [--effort=N] [--cache=DIR] [--threads=N]
 int main(int argc, char** argv) {
   bool every_config = false;
   int effort = 2;
   gemmd::GemmLauncher::Options options;
   options.compile.threads = 2;
-  options.compile.queue_limit = 4096;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     if (argument == "--all-configs") every_config = true;
+    if (argument == "--plain-scales") options.macros.emplace_back("GEMMD_PLAIN_SCALES");
     if (absl::StartsWith(argument, "--effort=")) effort = std::atoi(argument.c_str() + 9);
     if (absl::StartsWith(argument, "--cache=")) options.cache_directory = argument.substr(8);
     if (absl::StartsWith(argument, "--threads=")) options.compile.threads = std::atoi(argument.c_str() + 10);
@@ -247,21 +315,27 @@ int main(int argc, char** argv) {
   }
   const auto start = std::chrono::steady_clock::now();
   const auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
+  gemmd::Checker checker(**launcher, every_config);
+  const auto run = [&] { effort == 0 ? gemmd::RunShortGrid(checker) : gemmd::RunGrid(checker, effort); };
+  checker.set_planning(true);
+  run();
+  checker.set_planning(false);
+  const std::vector<gemmd::GemmTraits>& kernels = checker.planned();
+  std::atomic<size_t> next = 0;
   std::vector<std::thread> compilers;
-  const std::vector<gemmd::GemmTraits> all = gemmd::SelectableTraits();
-  for (int t = 0; t < (effort == 0 ? 0 : options.compile.threads); ++t) {
-    compilers.emplace_back([&, t] {
-      for (size_t i = static_cast<size_t>(t); i < all.size(); i += static_cast<size_t>(options.compile.threads)) {
-        if (const auto made = (*launcher)->Prepare(all[i]); !made.ok())
+  for (int t = 0; t < options.compile.threads; ++t) {
+    compilers.emplace_back([&] {
+      for (size_t i = next++; i < kernels.size(); i = next++) {
+        if (const auto made = (*launcher)->Prepare(kernels[i]); !made.ok())
           std::printf("%s\n", made.status().ToString().c_str());
       }
     });
   }
   for (std::thread& thread : compilers) thread.join();
-  std::printf("%zu kernels compiled or loaded in %.1f s\n", all.size(), seconds());
+  std::printf("%s%zu kernels compiled or loaded in %.1f s\n",
+              options.macros.empty() ? "" : "plain scales: ", kernels.size(), seconds());
   std::fflush(stdout);
-  gemmd::Checker checker(**launcher, every_config);
-  gemmd::RunGrid(checker, effort);
+  run();
   std::printf("grid took %.1f s\n", seconds());
   return checker.Report();
 }

@@ -17,8 +17,9 @@ constexpr KernelSource kSources[] = {
 constexpr KernelSource kOthers[] = {
     {"one.cuh", "template <int kValue> __global__ void Store(int* out) { *out = -kValue; }"}};
 
-NvrtcCompiler MakeCompiler(absl::Span<const KernelSource> sources, absl::Span<const absl::string_view> mains) {
-  absl::StatusOr<NvrtcCompiler> compiler = NvrtcCompiler::Create(sources, mains);
+NvrtcCompiler MakeCompiler(absl::Span<const KernelSource> sources, absl::Span<const absl::string_view> mains,
+                           absl::Span<const std::string> macros = {}) {
+  absl::StatusOr<NvrtcCompiler> compiler = NvrtcCompiler::Create(sources, mains, macros);
   EXPECT_TRUE(compiler.ok()) << compiler.status();
   return *std::move(compiler);
 }
@@ -47,6 +48,16 @@ TEST(NvrtcCompilerTest, KeysDependOnContent) {
   EXPECT_EQ(compiler.KeyOf("Store<1>").digest(), same.KeyOf("Store<1>").digest());
   EXPECT_NE(compiler.KeyOf("Store<1>").digest(), other.KeyOf("Store<1>").digest());
   EXPECT_NE(compiler.KeyOf("Store<1>").digest(), compiler.KeyOf("Store<2>").digest());
+}
+
+TEST(NvrtcCompilerTest, AMacroChangesTheCodeAndTheKey) {
+  constexpr KernelSource kMacro[] = {
+      {"one.cuh", "#ifndef WANTED\n#error not wanted\n#endif\n__global__ void Store(int* out) { *out = 1; }"}};
+  const NvrtcCompiler with = MakeCompiler(kMacro, {"one.cuh"}, {"WANTED"});
+  const NvrtcCompiler without = MakeCompiler(kMacro, {"one.cuh"});
+  EXPECT_TRUE(with.Compile(with.KeyOf("Store")).ok());
+  EXPECT_FALSE(without.Compile(without.KeyOf("Store")).ok());
+  EXPECT_NE(with.KeyOf("Store").digest(), without.KeyOf("Store").digest());
 }
 
 TEST(NvrtcCompilerTest, TheEmbeddedSourcesCompileWithoutFilesOrHeaders) {
