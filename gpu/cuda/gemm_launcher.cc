@@ -97,8 +97,8 @@ absl::StatusOr<std::unique_ptr<GemmLauncher>> GemmLauncher::Create(const Options
       !status.ok()) {
     return status;
   }
-  absl::StatusOr<NvrtcCompiler> compiler =
-      NvrtcCompiler::Create(EmbeddedKernelSources(), {"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh"}, options.macros);
+  absl::StatusOr<NvrtcCompiler> compiler = NvrtcCompiler::Create(
+      EmbeddedKernelSources(), {"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh"}, options.macros);
   if (!compiler.ok()) return compiler.status();
   std::optional<KernelStore> store;
   if (!options.cache_directory.empty()) {
