@@ -125,6 +125,7 @@ bool Worker::ReadRing(AttachedRing& ring) {
 void Worker::Accept(AttachedRing& ring, const JobDescriptor& descriptor) {
   if (descriptor.op == Op::kCancel) return Cancel(ring, descriptor.cancel_job_id);
   const uint64_t now_ns = MonotonicNanos();
+  last_pause_ns_ = now_ns - last_job_ns_;
   last_job_ns_ = now_ns;
   auto checked = CheckJob(descriptor, [this](uint64_t region) { return regions_.Find(region); });
   if (const Reason* reason = std::get_if<Reason>(&checked)) {
@@ -210,6 +211,9 @@ void Worker::Finish(const Job& job, const JobCompletion& completion) {
   if (ring != nullptr) ring->completions.Write(completion);
 }
 
+// Where jobs come in quick succession, until the next should have come; else a quarter, in case they begin to.
+uint64_t Worker::SpinNanos() const { return last_pause_ns_ < spin_ns_ ? spin_ns_ : spin_ns_ / 4; }
+
 void Worker::Wait(AttachedRing& ring) {
   if (ring.completions.has_backlog()) {
     absl::SleepFor(kBacklogPoll);
@@ -220,7 +224,7 @@ void Worker::Wait(AttachedRing& ring) {
   const bool can_submit = batcher_.queued_jobs() > 0 && DeviceHasRoom();
   if (!can_submit && !stopping_.load(std::memory_order_acquire)) {
     const uint64_t now_ns = MonotonicNanos();
-    const uint64_t spin_until_ns = last_job_ns_ + spin_ns_;
+    const uint64_t spin_until_ns = last_job_ns_ + SpinNanos();
     const SpinPolicy spin{spin_until_ns > now_ns ? spin_until_ns - now_ns : 0};
     ring.submissions.Wait(batcher_.EarliestDeadline(), spin);
   }

@@ -38,7 +38,8 @@ ABSL_FLAG(std::string, kernel_cache_dir, "",
           "Folder for compiled GPU kernels, shared by all workers; empty keeps them in memory only.");
 ABSL_FLAG(bool, merging, true, "Let waiting jobs on the same weights share a launch.");
 ABSL_FLAG(uint32_t, spin_us, gemmd::kDefaultSpinNanos / 1000,
-          "Microseconds for which the loop spins after a job before it sleeps; 0 never spins. No effect on one core.");
+          "Microseconds for which the loop spins after a job before it sleeps, at most (a quarter where jobs come more "
+          "rarely than that); 0 never spins. No effect on one core.");
 ABSL_FLAG(uint32_t, queue_limit, gemmd::BatchLimits{}.max_queued_jobs,
           "Jobs that may wait; more are refused with RESOURCE_EXHAUSTED.");
 ABSL_FLAG(std::string, log_level, "info", "Least severe messages to log: trace, debug, info, warning, error, off.");

@@ -223,6 +223,7 @@ TEST_F(BadInputTest, InlineBytesMustMatchTheShape) {
 
 TEST_F(BadInputTest, ARequestWhoseDeadlinePassesInTheQueueIsNotExecuted) {
   // A product of 137 GFLOP in front of it keeps it waiting: about a second on two cores, 0.1 s on thirty.
+  if (daemon_->device() != "cpu") GTEST_SKIP() << "no single product keeps a GPU busy for so long";
   constexpr int64_t kLong = 4096;
   const auto big = client_->CreateHostRegion(2 * kLong * kLong * sizeof(uint16_t));
   ASSERT_TRUE(big.ok()) << big.status();
