@@ -3,6 +3,7 @@
 
 #include "proto/broker.h"
 #include "server/state_collector.h"
+#include "server/tls.h"
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -44,6 +45,7 @@ ProcessWorkerPoolOptions PoolOptions(const ServerOptions& options) {
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(ServerOptions options, std::function<void()> start_drain) {
   std::unique_ptr<Daemon> daemon(new Daemon(std::move(options)));
+  if (absl::Status status = CheckTlsFiles(daemon->options_.tls); !status.ok()) return status;
   if (absl::Status status = PrepareSocketPath(daemon->options_.listen.unix_path); !status.ok()) return status;
   if (absl::Status status = daemon->StartWorkers(); !status.ok()) return status;
   if (absl::Status status = daemon->StartServices(std::move(start_drain)); !status.ok()) return status;

@@ -26,7 +26,7 @@ struct RunningServer {
 };
 
 // Starts a server of these services, which must outlive it, with gRPC health and reflection beside them.
-// Errors: UNAVAILABLE (an address cannot be used), INVALID_ARGUMENT (TLS files).
+// Requires: CheckTlsFiles. Errors: UNAVAILABLE (an address cannot be used).
 absl::StatusOr<RunningServer> StartServer(const ServerOptions& options, absl::Span<grpc::Service* const> services);
 
 }  // namespace gemmd
