@@ -2,6 +2,7 @@
 #include "client/client_session.h"
 
 #include "client/grpc_status.h"
+#include "proto/bearer_token.h"
 #include "proto/message_socket.h"
 
 #include "absl/strings/escaping.h"
@@ -138,7 +139,7 @@ absl::StatusOr<std::shared_ptr<ClientSession>> ClientSession::OpenOnChannel(
 }
 
 void ClientSession::Authorize(grpc::ClientContext* context) const {
-  if (!token_.empty()) context->AddMetadata("authorization", absl::StrCat("Bearer ", token_));
+  if (!token_.empty()) context->AddMetadata(kAuthorizationMetadata, absl::StrCat(kBearerPrefix, token_));
   if (secret_.empty()) return;
   context->AddMetadata(kSessionMetadata, id_text_);
   context->AddMetadata(kSecretMetadata, secret_);

@@ -38,6 +38,13 @@ bool SomebodyListens(const std::string& path) {
   return connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
 }
 
+std::shared_ptr<grpc::ServerCredentials> TcpCredentials(const TlsFiles& tls, std::shared_ptr<TokenGuard> guard) {
+  if (tls.empty()) return PlainCredentials(std::move(guard));
+  const std::shared_ptr<grpc::ServerCredentials> credentials = TlsCredentials(tls);
+  if (guard != nullptr) credentials->SetAuthMetadataProcessor(std::move(guard));
+  return credentials;
+}
+
 void SetLimits(const ServerOptions& options, grpc::ServerBuilder& builder) {
   builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_message_bytes));
   builder.SetMaxSendMessageSize(static_cast<int>(options.max_message_bytes + kResponseOverhead));
@@ -76,7 +83,8 @@ absl::Status PrepareSocketPath(const std::string& path) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<RunningServer> StartServer(const ServerOptions& options, absl::Span<grpc::Service* const> services) {
+absl::StatusOr<RunningServer> StartServer(const ServerOptions& options, absl::Span<grpc::Service* const> services,
+                                          std::shared_ptr<TokenGuard> guard) {
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
@@ -84,7 +92,7 @@ absl::StatusOr<RunningServer> StartServer(const ServerOptions& options, absl::Sp
   const std::string unix_address = absl::StrCat("unix:", options.listen.unix_path);
   builder.AddListeningPort(unix_address, grpc::InsecureServerCredentials());
   std::vector<int> ports(options.listen.tcp.size());
-  const auto tcp = options.tls.empty() ? grpc::InsecureServerCredentials() : TlsCredentials(options.tls);
+  const auto tcp = TcpCredentials(options.tls, std::move(guard));
   for (size_t i = 0; i < ports.size(); ++i) builder.AddListeningPort(options.listen.tcp[i], tcp, &ports[i]);
   for (grpc::Service* service : services) builder.RegisterService(service);
   RunningServer running;

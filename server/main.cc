@@ -67,6 +67,9 @@ ABSL_FLAG(bool, insecure, false, "Allow HOST:PORT that other machines can reach 
 ABSL_FLAG(std::string, tls_cert, "", "PEM certificate chain for HOST:PORT listeners; read again when it changes.");
 ABSL_FLAG(std::string, tls_key, "", "PEM private key of --tls_cert.");
 ABSL_FLAG(std::string, tls_client_ca, "", "PEM authorities; clients must then show a certificate of one of them.");
+ABSL_FLAG(std::string, token_file, "",
+          "File of bearer tokens, one per line, # for comments, not open to others than owner and group; read again "
+          "when it changes. Calls on HOST:PORT other than health checks then need one of them.");
 ABSL_FLAG(bool, admin_over_tcp, false, "Take WarmUp, Drain and SetLogLevel on HOST:PORT too, not only on the socket.");
 ABSL_FLAG(std::string, log_level, "info", "trace, debug, info, warning, error, critical or off.");
 
@@ -118,6 +121,7 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.worker_threads = absl::GetFlag(FLAGS_worker_threads);
   options.merging = absl::GetFlag(FLAGS_merging);
   options.tls = {absl::GetFlag(FLAGS_tls_cert), absl::GetFlag(FLAGS_tls_key), absl::GetFlag(FLAGS_tls_client_ca)};
+  options.token_file = absl::GetFlag(FLAGS_token_file);
   options.insecure = absl::GetFlag(FLAGS_insecure);
   options.admin_over_tcp = absl::GetFlag(FLAGS_admin_over_tcp);
   options.log_level = absl::GetFlag(FLAGS_log_level);

@@ -139,6 +139,11 @@ void Metrics::MakeProcessFamilies(absl::string_view version) {
                 .Help("1 while the health service says SERVING.")
                 .Register(*registry_)
                 .Add({});
+  token_refusals_ = &prometheus::BuildCounter()
+                         .Name("gemmd_token_refusals_total")
+                         .Help("Calls refused for want of an accepted bearer token.")
+                         .Register(*registry_)
+                         .Add({});
   prometheus::BuildGauge()
       .Name("gemmd_build_info")
       .Help("Always 1; the labels say what runs.")
@@ -169,6 +174,8 @@ void Metrics::CountExecution(Op op, double flops, uint32_t batch_jobs, const Sta
 }
 
 void Metrics::CountRejection(Rejection rejection) { rejections_[static_cast<size_t>(rejection)]->Increment(); }
+
+void Metrics::CountTokenRefusal() { token_refusals_->Increment(); }
 
 void Metrics::AddInFlight(int delta) {
   if (delta > 0) {

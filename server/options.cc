@@ -130,6 +130,9 @@ bool IsLoopback(absl::string_view host_and_port) {
 absl::Status Validate(const ServerOptions& options) {
   if (options.workers.empty()) return absl::InvalidArgumentError("--workers: expected at least one");
   if (absl::Status status = CheckTls(options); !status.ok()) return status;
+  if (!options.token_file.empty() && options.listen.tcp.empty()) {
+    return absl::InvalidArgumentError("--token_file: expected a HOST:PORT in --listen to guard");
+  }
   for (const std::string& address : options.listen.tcp) {
     if (IsLoopback(address) || !options.tls.empty() || options.insecure) continue;
     return absl::InvalidArgumentError(

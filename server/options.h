@@ -40,7 +40,8 @@ struct ServerOptions {
   int worker_threads = 0;  // Of a CPU worker; 0: one per core.
   bool merging = true;
   TlsFiles tls;
-  bool insecure = false;  // Allows TCP on other than loopback addresses without TLS.
+  std::string token_file;  // Bearer tokens that calls on TCP need; empty: none. Read again when it changes.
+  bool insecure = false;   // Allows TCP on other than loopback addresses without TLS.
   bool admin_over_tcp = false;
   std::string log_level = "info";
 
@@ -80,8 +81,8 @@ absl::StatusOr<std::vector<std::string>> ParseWorkers(absl::string_view text, De
 // True for addresses that only this machine can reach.
 bool IsLoopback(absl::string_view host_and_port);
 
-// The rules between options: TLS files together, plain TCP only on loopback or with `insecure`, sizes in range.
-// Errors: INVALID_ARGUMENT, naming the flag.
+// The rules between options: TLS files together, nothing for TCP without TCP, plain TCP only on loopback or with
+// `insecure`, sizes in range. Errors: INVALID_ARGUMENT, naming the flag.
 absl::Status Validate(const ServerOptions& options);
 
 }  // namespace gemmd

@@ -14,6 +14,7 @@
 #include <memory>
 #include <sstream>
 #include <string>
+#include <sys/stat.h>
 #include <vector>
 
 namespace gemmd {
@@ -174,6 +175,15 @@ TEST_F(TlsTest, AReplacedCertificateIsServedWithoutARestart) {
   ASSERT_TRUE(testing::ReplaceFile(File("server.pem"), Content(File("next.pem"))).ok());
   EXPECT_TRUE(testing::WaitUntil(kPatience, [this] { return ConnectInVain("stranger").ok(); }));
   EXPECT_TRUE(absl::IsUnavailable(ConnectInVain("authority")));
+}
+
+TEST_F(TlsTest, TokensAreAskedForOverTlsToo) {
+  ASSERT_TRUE(testing::ReplaceFile(File("token"), "visitor\n").ok());
+  ASSERT_EQ(chmod(File("token").c_str(), 0600), 0);
+  Start({"--token_file=" + File("token")});
+  EXPECT_TRUE(absl::IsUnauthenticated(Connect("authority")));
+  const auto info = Run("gemmctl", {"--tls_ca=" + File("authority.pem"), "--token_file=" + File("token"), "info"});
+  EXPECT_EQ(info.exit_status, 0) << info.output;
 }
 
 TEST_F(TlsTest, FilesThatCannotBeServedAreNamedAtTheStart) {

@@ -84,6 +84,23 @@ TEST(OptionsTest, TlsNeedsCertificateAndKey) {
   EXPECT_TRUE(Validate(options).ok());
 }
 
+TEST(OptionsTest, TokensNeedTcpToGuard) {
+  ServerOptions options = Valid();
+  options.token_file = "tokens";
+  EXPECT_EQ(Validate(options).message(), "--token_file: expected a HOST:PORT in --listen to guard");
+  options.listen.tcp = {"127.0.0.1:50051"};
+  EXPECT_TRUE(Validate(options).ok());
+}
+
+TEST(OptionsTest, TokensDoNotReplaceTls) {
+  ServerOptions options = Valid();
+  options.token_file = "tokens";
+  options.listen.tcp = {"0.0.0.0:50051"};
+  EXPECT_FALSE(Validate(options).ok());
+  options.insecure = true;
+  EXPECT_TRUE(Validate(options).ok());
+}
+
 TEST(OptionsTest, TheArenaHoldsTheLargestRequestAndItsResult) {
   ServerOptions options = Valid();
   EXPECT_TRUE(Validate(options).ok());
