@@ -109,7 +109,7 @@ void Metrics::MakeExecutionFamilies() {
   for (size_t i = 0; i < names.size(); ++i) stages_[i] = &stages.Add({{"stage", names[i]}}, SecondsBuckets());
   auto& flops = prometheus::BuildCounter()
                     .Name("gemmd_flops_total")
-                    .Help("2*M*N*K of executed requests, every offered row included.")
+                    .Help("2*M*N*K of executed requests, over the rows that were computed.")
                     .Register(*registry_);
   for (int op = 0; op < kOpCount; ++op) {
     flops_[static_cast<size_t>(op)] = &flops.Add({{"op", Text(Name(static_cast<Op>(op)))}});
