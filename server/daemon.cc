@@ -108,7 +108,7 @@ absl::Status Daemon::StartListeners() {
     metrics_listener_ = *std::move(listener);
   }
   absl::StatusOr<std::unique_ptr<Broker>> broker =
-      Broker::Start({BrokerPath(options_), std::nullopt, options_.quotas}, *sessions_, *regions_);
+      Broker::Start({BrokerPath(options_), options_.allow_uids, options_.quotas}, *sessions_, *regions_);
   if (!broker.ok()) return broker.status();
   broker_ = *std::move(broker);
   grpc::Service* const services[] = {gemm_service_.get(), tensor_service_.get(), session_service_.get(),

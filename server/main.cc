@@ -20,6 +20,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <signal.h>
 #include <string>
 #include <sys/resource.h>
@@ -63,6 +64,10 @@ ABSL_FLAG(uint32_t, max_jobs_per_session, gemmd::Quotas().jobs_per_session, "Req
 ABSL_FLAG(uint32_t, max_anonymous_jobs, gemmd::Quotas().anonymous_jobs,
           "Requests in flight of all clients without a session.");
 
+ABSL_FLAG(
+    std::string, allow_uids, "",
+    "Numeric ids of the users who may open sessions at the broker and so share memory, separated by commas; empty: "
+    "everybody who may open its socket. Calls on the gRPC socket are let in by its mode alone.");
 ABSL_FLAG(bool, insecure, false, "Allow HOST:PORT that other machines can reach without TLS.");
 ABSL_FLAG(std::string, tls_cert, "", "PEM certificate chain for HOST:PORT listeners; read again when it changes.");
 ABSL_FLAG(std::string, tls_key, "", "PEM private key of --tls_cert.");
@@ -116,6 +121,9 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   absl::StatusOr<std::vector<std::string>> workers = ParseWorkers(absl::GetFlag(FLAGS_workers), DeviceSupport{});
   if (!workers.ok()) return workers.status();
   options.workers = *std::move(workers);
+  absl::StatusOr<std::optional<std::vector<uid_t>>> allow_uids = ParseUids(absl::GetFlag(FLAGS_allow_uids));
+  if (!allow_uids.ok()) return allow_uids.status();
+  options.allow_uids = *std::move(allow_uids);
   options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   options.worker_binary = WorkerBinary();
   options.worker_threads = absl::GetFlag(FLAGS_worker_threads);

@@ -113,6 +113,20 @@ absl::StatusOr<std::vector<std::string>> ParseWorkers(absl::string_view text, De
   return workers;
 }
 
+absl::StatusOr<std::optional<std::vector<uid_t>>> ParseUids(absl::string_view text) {
+  if (text.empty()) return std::nullopt;
+  std::vector<uid_t> uids;
+  for (const absl::string_view part : absl::StrSplit(text, ',')) {
+    uid_t uid = 0;
+    // The greatest number is no user: it is what fails to be one.
+    if (!absl::SimpleAtoi(part, &uid) || uid == static_cast<uid_t>(-1)) {
+      return absl::InvalidArgumentError(absl::StrCat("--allow_uids: expected numeric user ids, got \"", part, "\""));
+    }
+    uids.push_back(uid);
+  }
+  return uids;
+}
+
 bool IsLoopback(absl::string_view host_and_port) {
   absl::string_view host;
   if (!SplitHostPort(host_and_port, host)) return false;

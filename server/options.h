@@ -12,7 +12,9 @@
 #include "absl/time/time.h"
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <sys/types.h>
 #include <vector>
 
 namespace gemmd {
@@ -40,6 +42,8 @@ struct ServerOptions {
   int worker_threads = 0;  // Of a CPU worker; 0: one per core.
   bool merging = true;
   TlsFiles tls;
+  // Users who may open sessions at the broker; unset: everybody whom the mode of its socket lets in.
+  std::optional<std::vector<uid_t>> allow_uids;
   std::string token_file;  // Bearer tokens that calls on TCP need; empty: none. Read again when it changes.
   bool insecure = false;   // Allows TCP on other than loopback addresses without TLS.
   bool admin_over_tcp = false;
@@ -77,6 +81,9 @@ struct DeviceSupport {
 // "auto", or a comma-separated list of "cpu", "gpu" (all GPUs) and "gpu:N". Errors: INVALID_ARGUMENT (syntax),
 // FAILED_PRECONDITION (no such device).
 absl::StatusOr<std::vector<std::string>> ParseWorkers(absl::string_view text, DeviceSupport support);
+
+// Numeric user ids, comma-separated; none of them: unset, everybody. Errors: INVALID_ARGUMENT.
+absl::StatusOr<std::optional<std::vector<uid_t>>> ParseUids(absl::string_view text);
 
 // True for addresses that only this machine can reach.
 bool IsLoopback(absl::string_view host_and_port);

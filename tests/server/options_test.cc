@@ -59,6 +59,15 @@ TEST(OptionsTest, UnknownWorkersAreRefused) {
   }
 }
 
+TEST(OptionsTest, UidsAreNumbers) {
+  EXPECT_EQ(*ParseUids(""), std::nullopt);
+  EXPECT_THAT(**ParseUids("0,1000,4294967294"), ElementsAre(0u, 1000u, 4294967294u));
+  for (const char* text : {"root", "1000,", "-1", "4294967295", "4294967296"}) {
+    EXPECT_EQ(ParseUids(text).status().code(), absl::StatusCode::kInvalidArgument) << text;
+  }
+  EXPECT_EQ(ParseUids("1,root").status().message(), "--allow_uids: expected numeric user ids, got \"root\"");
+}
+
 TEST(OptionsTest, LoopbackIsOnlyWhatCannotBeAnythingElse) {
   for (const char* text : {"127.0.0.1:1", "127.8.9.10:1", "localhost:1", "[::1]:1"})
     EXPECT_TRUE(IsLoopback(text)) << text;
