@@ -54,6 +54,15 @@ absl::StatusOr<std::shared_ptr<ClientSession>> OpenSession(const std::string& un
   return ClientSession::OpenAtBroker(absl::StrCat(unix_path, kBrokerSuffix), session);
 }
 
+// A channel tells the reason, a failed handshake for example, only to a call that does not wait for it.
+std::string WhyNotConnected(const std::shared_ptr<grpc::Channel>& channel) {
+  grpc::ClientContext context;
+  context.set_deadline(DeadlineAfter(absl::Seconds(1)));
+  v1::ServerInfo info;
+  const grpc::Status status = v1::Admin::NewStub(channel)->GetInfo(&context, v1::GetInfoRequest(), &info);
+  return status.ok() ? "connected too late" : status.error_message();
+}
+
 // What an asynchronous call needs until its callback.
 struct PendingCall {
   grpc::ClientContext context;
@@ -82,7 +91,8 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(absl::string_view addres
   if (!channel.ok()) return channel.status();
   if (!(*channel)->WaitForConnected(DeadlineAfter(options.connect_timeout))) {
     return absl::UnavailableError(absl::StrCat("no gemmd at ", address, ": not connected within ",
-                                               absl::FormatDuration(options.connect_timeout)));
+                                               absl::FormatDuration(options.connect_timeout), ": ",
+                                               WhyNotConnected(*channel)));
   }
   absl::StatusOr<std::shared_ptr<ClientSession>> session = OpenSession(UnixPath(address), *channel, options);
   if (!session.ok()) return session.status();

@@ -42,7 +42,7 @@ struct ConnectOptions {
   std::string tls_root_certificates = {};          // PEM. Empty: the system's.
   std::string tls_certificate = {};                // PEM, with tls_key: this client's own, for mTLS.
   std::string tls_key = {};                        // PEM.
-  std::string token = {};                          // Bearer token.
+  std::string token = {};                          // Bearer token, as the daemon's --token_file has it.
 };
 
 struct CallOptions {

@@ -2,6 +2,7 @@
 #include "client/client_session.h"
 
 #include "client/grpc_status.h"
+#include "proto/bearer_token.h"
 #include "proto/message_socket.h"
 
 #include "absl/strings/escaping.h"
@@ -138,7 +139,7 @@ absl::StatusOr<std::shared_ptr<ClientSession>> ClientSession::OpenOnChannel(
 }
 
 void ClientSession::Authorize(grpc::ClientContext* context) const {
-  if (!token_.empty()) context->AddMetadata("authorization", absl::StrCat("Bearer ", token_));
+  if (!token_.empty()) context->AddMetadata(kAuthorizationMetadata, absl::StrCat(kBearerPrefix, token_));
   if (secret_.empty()) return;
   context->AddMetadata(kSessionMetadata, id_text_);
   context->AddMetadata(kSecretMetadata, secret_);
@@ -168,7 +169,9 @@ absl::StatusOr<BrokerReply> ClientSession::Ask(const BrokerRequest& request, int
         "broker: this session has no connection to it (memory is shared on one machine)");
   }
   absl::Status sent = SendStruct(socket_.get(), request, fd);
-  absl::StatusOr<ReceivedMessage> message = sent.ok() ? ReceiveMessage(socket_.get()) : sent;
+  // A broker that refuses says why before it closes the socket, and perhaps before it gets the request.
+  const bool may_have_said_why = absl::IsUnavailable(sent);
+  absl::StatusOr<ReceivedMessage> message = sent.ok() || may_have_said_why ? ReceiveMessage(socket_.get()) : sent;
   if (message.ok() && message->bytes.size() != sizeof(BrokerReply)) {
     message = absl::InternalError(
         absl::StrCat("broker: expected a reply of ", sizeof(BrokerReply), " bytes, got ", message->bytes.size()));

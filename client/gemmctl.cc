@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // gemmctl: gemmd from a shell. Flags and dispatch; the commands are in gemmctl_*.cc.
+#include "client/connect_flags.h"
 #include "client/gemmctl_commands.h"
-#include "client/stored_array.h"
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
@@ -14,14 +14,8 @@
 #include <string>
 #include <vector>
 
-ABSL_FLAG(std::string, server, "unix:/run/gemmd/gemmd.sock", "Address of gemmd: unix:/path or host:port.");
 ABSL_FLAG(bool, json, false, "Print one JSON document instead of a table.");
 ABSL_FLAG(absl::Duration, timeout, absl::Minutes(2), "Longest time of one call.");
-ABSL_FLAG(bool, tls, false, "host:port only: use TLS, with the system's certificate authorities.");
-ABSL_FLAG(std::string, tls_ca, "", "With --tls: file of the certificate authorities to trust (PEM).");
-ABSL_FLAG(std::string, tls_certificate, "", "With --tls: file of this client's certificate (PEM), for mutual TLS.");
-ABSL_FLAG(std::string, tls_key, "", "With --tls: file of this client's private key (PEM).");
-ABSL_FLAG(std::string, token_file, "", "File with the bearer token to present.");
 ABSL_FLAG(int64_t, m, 64, "gemm: rows of A (masked: of each group at most; k_grouped: of each group).");
 ABSL_FLAG(int64_t, n, 512, "gemm: rows of B (of each group).");
 ABSL_FLAG(int64_t, k, 512, "gemm: columns of A and B (k_grouped: of all groups together).");
@@ -80,27 +74,14 @@ constexpr Command kCommands[] = {
     {"drain", 0, gemmd::RunDrain}, {"loglevel", 1, gemmd::RunLogLevel},
 };
 
-absl::Status ReadInto(const std::string& path, std::string* content) {
-  if (path.empty()) return absl::OkStatus();
-  absl::StatusOr<std::string> bytes = gemmd::ReadFile(path);
-  if (!bytes.ok()) return bytes.status();
-  *content = *std::move(bytes);
-  return absl::OkStatus();
-}
-
 absl::StatusOr<CommandOptions> OptionsFromFlags() {
   CommandOptions options;
-  options.server = absl::GetFlag(FLAGS_server);
-  options.json = absl::GetFlag(FLAGS_json);
+  const absl::StatusOr<gemmd::ServerToConnect> server = gemmd::ServerFromFlags("gemmctl");
+  if (!server.ok()) return server.status();
+  options.server = server->address;
+  options.connect = server->options;
   options.connect.call_timeout = absl::GetFlag(FLAGS_timeout);
-  options.connect.client_name = "gemmctl";
-  options.connect.tls = absl::GetFlag(FLAGS_tls);
-  absl::Status status = ReadInto(absl::GetFlag(FLAGS_tls_ca), &options.connect.tls_root_certificates);
-  status.Update(ReadInto(absl::GetFlag(FLAGS_tls_certificate), &options.connect.tls_certificate));
-  status.Update(ReadInto(absl::GetFlag(FLAGS_tls_key), &options.connect.tls_key));
-  status.Update(ReadInto(absl::GetFlag(FLAGS_token_file), &options.connect.token));
-  if (!status.ok()) return status;
-  while (!options.connect.token.empty() && options.connect.token.back() == '\n') options.connect.token.pop_back();
+  options.json = absl::GetFlag(FLAGS_json);
   options.m = absl::GetFlag(FLAGS_m);
   options.n = absl::GetFlag(FLAGS_n);
   options.k = absl::GetFlag(FLAGS_k);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // gemmload: a load generator for gemmd. Flags and output; the load itself is in load_run.cc.
+#include "client/connect_flags.h"
 #include "client/load_mix.h"
 #include "client/load_report.h"
 #include "client/load_run.h"
@@ -16,7 +17,6 @@
 #include <string>
 #include <vector>
 
-ABSL_FLAG(std::string, server, "unix:/run/gemmd/gemmd.sock", "Address of gemmd: unix:/path or host:port.");
 ABSL_FLAG(std::string, mode, "closed",
           "closed (the next request follows an answer) or open (requests follow a clock).");
 ABSL_FLAG(int64_t, concurrency, 8, "Closed loop: requests in flight.");
@@ -71,8 +71,10 @@ absl::StatusOr<gemmd::LoadOptions> OptionsFromFlags() {
        {open.status(), stream.status(), resident.status(), host.status(), arrival.status()}) {
     if (!status.ok()) return status;
   }
-  options.server = absl::GetFlag(FLAGS_server);
-  options.connect.client_name = "gemmload";
+  const absl::StatusOr<gemmd::ServerToConnect> server = gemmd::ServerFromFlags("gemmload");
+  if (!server.ok()) return server.status();
+  options.server = server->address;
+  options.connect = server->options;
   options.open_loop = *open;
   options.stream = *stream;
   options.resident_weights = *resident;

@@ -190,6 +190,7 @@ void Worker::OnDone(const Batch& batch, const BatchResult& result) {
     completion.queue_ns = result.launched_ns - std::min(result.launched_ns, job.received_ns);
     completion.device_ns = result.finished_ns - std::min(result.finished_ns, result.launched_ns);
     completion.batch_jobs = static_cast<uint32_t>(batch.jobs.size());
+    if (completion.code == 0) completion.flops = Flops(job.gemm);
     Finish(job, completion);
   }
   const bool healthy = device_.Healthy().ok();

@@ -172,7 +172,7 @@ struct JobCompletion {
   uint32_t code = 0;
   uint32_t batch_jobs = 0;  // Jobs in the batch, this one included; 0 if it was not launched.
   Reason reason;
-  uint8_t reserved[8] = {};
+  double flops = 0;  // 2*M*N*K over the rows that were computed: none that is masked out or padding. 0 without success.
 };
 static_assert(sizeof(JobCompletion) == 64 && std::is_trivially_copyable_v<JobCompletion>);
 

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <utility>
 
 namespace gemmd {
 namespace {
@@ -73,9 +74,11 @@ absl::StatusOr<ReceivedMessage> ReceiveMessage(int socket) {
   header.msg_control = control.data();
   header.msg_controllen = control.size();
   ssize_t received = 0;
+  // A peer that closed before it read our last message leaves this error in front of what it had sent before.
+  bool was_reset = false;
   do {
     received = recvmsg(socket, &header, MSG_CMSG_CLOEXEC);
-  } while (received < 0 && errno == EINTR);
+  } while (received < 0 && (errno == EINTR || (errno == ECONNRESET && !std::exchange(was_reset, true))));
   if (received < 0) {
     if (errno == EAGAIN || errno == EWOULDBLOCK) return absl::DeadlineExceededError("no message");
     if (errno == ECONNRESET) return absl::UnavailableError("peer closed the socket");

@@ -255,7 +255,7 @@ class BrokerLoop {
     if (options_.allowed_uids.has_value()) {
       const std::vector<uid_t>& allowed = *options_.allowed_uids;
       if (std::find(allowed.begin(), allowed.end(), uid) == allowed.end()) {
-        return absl::PermissionDeniedError("broker: this user is not allowed");
+        return absl::PermissionDeniedError("broker: this user is not in --allow_uids");
       }
     }
     if (connections_.size() >= options_.quotas.broker_connections) {

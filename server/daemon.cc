@@ -3,6 +3,7 @@
 
 #include "proto/broker.h"
 #include "server/state_collector.h"
+#include "server/tls.h"
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -46,6 +47,8 @@ ProcessWorkerPoolOptions PoolOptions(const ServerOptions& options) {
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(ServerOptions options, std::function<void()> start_drain) {
   std::unique_ptr<Daemon> daemon(new Daemon(std::move(options)));
+  if (absl::Status status = CheckTlsFiles(daemon->options_.tls); !status.ok()) return status;
+  if (absl::Status status = daemon->OpenTokens(); !status.ok()) return status;
   if (absl::Status status = PrepareSocketPath(daemon->options_.listen.unix_path); !status.ok()) return status;
   if (absl::Status status = daemon->StartWorkers(); !status.ok()) return status;
   if (absl::Status status = daemon->StartServices(std::move(start_drain)); !status.ok()) return status;
@@ -54,6 +57,14 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(ServerOptions options, std
 }
 
 Daemon::Daemon(ServerOptions options) : options_(std::move(options)), metrics_(kVersion) {}
+
+absl::Status Daemon::OpenTokens() {
+  if (options_.token_file.empty()) return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<TokenFile>> tokens = TokenFile::Open(options_.token_file);
+  if (!tokens.ok()) return tokens.status();
+  token_guard_ = std::make_shared<TokenGuard>(*std::move(tokens), [this] { metrics_.CountTokenRefusal(); });
+  return absl::OkStatus();
+}
 
 absl::Status Daemon::StartWorkers() {
   pool_ = std::make_unique<ProcessWorkerPool>(PoolOptions(options_), [this] { health_->Update(); });
@@ -99,12 +110,12 @@ absl::Status Daemon::StartListeners() {
     metrics_listener_ = *std::move(listener);
   }
   absl::StatusOr<std::unique_ptr<Broker>> broker =
-      Broker::Start({BrokerPath(options_), std::nullopt, options_.quotas}, *sessions_, *regions_);
+      Broker::Start({BrokerPath(options_), options_.allow_uids, options_.quotas}, *sessions_, *regions_);
   if (!broker.ok()) return broker.status();
   broker_ = *std::move(broker);
   grpc::Service* const services[] = {gemm_service_.get(), tensor_service_.get(), session_service_.get(),
                                      admin_service_.get()};
-  absl::StatusOr<RunningServer> server = StartServer(options_, services);
+  absl::StatusOr<RunningServer> server = StartServer(options_, services, token_guard_);
   if (!server.ok()) return server.status();
   server_ = *std::move(server);
   health_->Attach(server_.server->GetHealthCheckService());

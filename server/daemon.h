@@ -22,6 +22,7 @@
 #include "server/staging_arena.h"
 #include "server/tensor_registry.h"
 #include "server/tensor_service.h"
+#include "server/token_guard.h"
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -54,6 +55,7 @@ class Daemon {
  private:
   explicit Daemon(ServerOptions options);
 
+  absl::Status OpenTokens();
   absl::Status StartWorkers();
   absl::Status StartServices(std::function<void()> start_drain);
   absl::Status StartListeners();
@@ -62,6 +64,7 @@ class Daemon {
   Metrics metrics_;
   DrainGate gate_;
   // From here each part uses only parts above it; destruction goes the other way.
+  std::shared_ptr<TokenGuard> token_guard_;  // Null without --token_file.
   std::unique_ptr<Health> health_;
   std::unique_ptr<ProcessWorkerPool> pool_;
   std::shared_ptr<RegionRegistry> regions_;

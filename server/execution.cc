@@ -3,7 +3,6 @@
 
 #include "proto/job_ring.h"
 #include "server/convert.h"
-#include "server/router.h"
 
 #include "absl/types/span.h"
 
@@ -104,7 +103,7 @@ absl::Status Execution::Complete(const absl::Status& status, const JobCompletion
   times.set_device_ns(stages.device_ns);
   times.set_reply_ns(stages.reply_ns);
   if (result.ok()) {
-    parts_.metrics.CountExecution(op_, OfferedFlops(job_.descriptor), completion.batch_jobs, stages);
+    parts_.metrics.CountExecution(op_, completion.flops, completion.batch_jobs, stages);
   }
   return result;
 }

@@ -2,14 +2,13 @@
 #include "server/listeners.h"
 
 #include "proto/unique_fd.h"
+#include "server/tls.h"
 
 #include "absl/strings/str_cat.h"
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/resource_quota.h>
 #include <grpcpp/security/server_credentials.h>
-#include <grpcpp/security/tls_certificate_provider.h>
-#include <grpcpp/security/tls_credentials_options.h>
 #include <grpcpp/server_builder.h>
 
 #include <cerrno>
@@ -28,8 +27,6 @@ constexpr int kKeepaliveMillis = 20'000;
 constexpr int kKeepaliveTimeoutMillis = 10'000;
 // A client may ping this often; one that does more is told to go.
 constexpr int kMinPingIntervalMillis = 5'000;
-// TLS files are looked at this often.
-constexpr unsigned int kTlsRefreshSeconds = 10;
 // What a response needs beside its inline result.
 constexpr int64_t kResponseOverhead = 64 << 10;
 
@@ -41,27 +38,11 @@ bool SomebodyListens(const std::string& path) {
   return connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
 }
 
-std::shared_ptr<grpc::ServerCredentials> TcpCredentials(const TlsFiles& tls) {
-  if (tls.empty()) return grpc::InsecureServerCredentials();
-  const bool mutual = !tls.client_authority.empty();
-  auto provider = std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
-      tls.key, tls.certificate, tls.client_authority, kTlsRefreshSeconds);
-  grpc::experimental::TlsServerCredentialsOptions options(provider);
-  options.watch_identity_key_cert_pairs();
-  if (mutual) {
-    options.watch_root_certs();
-    options.set_cert_request_type(GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
-  }
-  return grpc::experimental::TlsServerCredentials(options);
-}
-
-absl::Status CheckReadable(const TlsFiles& tls) {
-  for (const std::string& file : {tls.certificate, tls.key, tls.client_authority}) {
-    if (!file.empty() && access(file.c_str(), R_OK) != 0) {
-      return absl::InvalidArgumentError(absl::StrCat("TLS: expected a readable file, got ", file));
-    }
-  }
-  return absl::OkStatus();
+std::shared_ptr<grpc::ServerCredentials> TcpCredentials(const TlsFiles& tls, std::shared_ptr<TokenGuard> guard) {
+  if (tls.empty()) return PlainCredentials(std::move(guard));
+  const std::shared_ptr<grpc::ServerCredentials> credentials = TlsCredentials(tls);
+  if (guard != nullptr) credentials->SetAuthMetadataProcessor(std::move(guard));
+  return credentials;
 }
 
 void SetLimits(const ServerOptions& options, grpc::ServerBuilder& builder) {
@@ -102,8 +83,8 @@ absl::Status PrepareSocketPath(const std::string& path) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<RunningServer> StartServer(const ServerOptions& options, absl::Span<grpc::Service* const> services) {
-  if (absl::Status status = CheckReadable(options.tls); !status.ok()) return status;
+absl::StatusOr<RunningServer> StartServer(const ServerOptions& options, absl::Span<grpc::Service* const> services,
+                                          std::shared_ptr<TokenGuard> guard) {
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
@@ -111,9 +92,8 @@ absl::StatusOr<RunningServer> StartServer(const ServerOptions& options, absl::Sp
   const std::string unix_address = absl::StrCat("unix:", options.listen.unix_path);
   builder.AddListeningPort(unix_address, grpc::InsecureServerCredentials());
   std::vector<int> ports(options.listen.tcp.size());
-  for (size_t i = 0; i < ports.size(); ++i) {
-    builder.AddListeningPort(options.listen.tcp[i], TcpCredentials(options.tls), &ports[i]);
-  }
+  const auto tcp = TcpCredentials(options.tls, std::move(guard));
+  for (size_t i = 0; i < ports.size(); ++i) builder.AddListeningPort(options.listen.tcp[i], tcp, &ports[i]);
   for (grpc::Service* service : services) builder.RegisterService(service);
   RunningServer running;
   running.server = builder.BuildAndStart();

@@ -4,6 +4,7 @@
 #define GEMMD_SERVER_LISTENERS_H_
 
 #include "server/options.h"
+#include "server/token_guard.h"
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -25,9 +26,11 @@ struct RunningServer {
   std::vector<std::string> addresses;  // "unix:PATH", "HOST:PORT" with the real ports.
 };
 
-// Starts a server of these services, which must outlive it, with gRPC health and reflection beside them.
-// Errors: UNAVAILABLE (an address cannot be used), INVALID_ARGUMENT (TLS files).
-absl::StatusOr<RunningServer> StartServer(const ServerOptions& options, absl::Span<grpc::Service* const> services);
+// Starts a server of these services, which must outlive it, with gRPC health and reflection beside them. `guard`, if
+// any, stands before the HOST:PORT listeners; the Unix socket is guarded by its mode.
+// Requires: CheckTlsFiles. Errors: UNAVAILABLE (an address cannot be used).
+absl::StatusOr<RunningServer> StartServer(const ServerOptions& options, absl::Span<grpc::Service* const> services,
+                                          std::shared_ptr<TokenGuard> guard);
 
 }  // namespace gemmd
 

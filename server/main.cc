@@ -23,6 +23,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <signal.h>
 #include <string>
 #include <sys/resource.h>
@@ -72,10 +73,17 @@ ABSL_FLAG(uint32_t, max_jobs_per_session, gemmd::Quotas().jobs_per_session, "Req
 ABSL_FLAG(uint32_t, max_anonymous_jobs, gemmd::Quotas().anonymous_jobs,
           "Requests in flight of all clients without a session.");
 
+ABSL_FLAG(
+    std::string, allow_uids, "",
+    "Numeric ids of the users who may open sessions at the broker and so share memory, separated by commas; empty: "
+    "everybody who may open its socket. Calls on the gRPC socket are let in by its mode alone.");
 ABSL_FLAG(bool, insecure, false, "Allow HOST:PORT that other machines can reach without TLS.");
 ABSL_FLAG(std::string, tls_cert, "", "PEM certificate chain for HOST:PORT listeners; read again when it changes.");
 ABSL_FLAG(std::string, tls_key, "", "PEM private key of --tls_cert.");
 ABSL_FLAG(std::string, tls_client_ca, "", "PEM authorities; clients must then show a certificate of one of them.");
+ABSL_FLAG(std::string, token_file, "",
+          "File of bearer tokens, one per line, # for comments, not open to others than owner and group; read again "
+          "when it changes. Calls on HOST:PORT other than health checks then need one of them.");
 ABSL_FLAG(bool, admin_over_tcp, false, "Take WarmUp, Drain and SetLogLevel on HOST:PORT too, not only on the socket.");
 ABSL_FLAG(std::string, log_level, "info", "trace, debug, info, warning, error, critical or off.");
 
@@ -133,6 +141,9 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   absl::StatusOr<ListenAddresses> listen = ParseListen(absl::GetFlag(FLAGS_listen));
   if (!listen.ok()) return listen.status();
   options.listen = *std::move(listen);
+  absl::StatusOr<std::optional<std::vector<uid_t>>> allow_uids = ParseUids(absl::GetFlag(FLAGS_allow_uids));
+  if (!allow_uids.ok()) return allow_uids.status();
+  options.allow_uids = *std::move(allow_uids);
   options.worker_binary = WorkerBinary();
   const std::string devices = absl::GetFlag(FLAGS_workers);
   DeviceSupport support;
@@ -147,6 +158,7 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.worker_threads = absl::GetFlag(FLAGS_worker_threads);
   options.merging = absl::GetFlag(FLAGS_merging);
   options.tls = {absl::GetFlag(FLAGS_tls_cert), absl::GetFlag(FLAGS_tls_key), absl::GetFlag(FLAGS_tls_client_ca)};
+  options.token_file = absl::GetFlag(FLAGS_token_file);
   options.insecure = absl::GetFlag(FLAGS_insecure);
   options.admin_over_tcp = absl::GetFlag(FLAGS_admin_over_tcp);
   options.log_level = absl::GetFlag(FLAGS_log_level);

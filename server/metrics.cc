@@ -109,7 +109,7 @@ void Metrics::MakeExecutionFamilies() {
   for (size_t i = 0; i < names.size(); ++i) stages_[i] = &stages.Add({{"stage", names[i]}}, SecondsBuckets());
   auto& flops = prometheus::BuildCounter()
                     .Name("gemmd_flops_total")
-                    .Help("2*M*N*K of executed requests, every offered row included.")
+                    .Help("2*M*N*K of executed requests, over the rows that were computed.")
                     .Register(*registry_);
   for (int op = 0; op < kOpCount; ++op) {
     flops_[static_cast<size_t>(op)] = &flops.Add({{"op", Text(Name(static_cast<Op>(op)))}});
@@ -139,6 +139,11 @@ void Metrics::MakeProcessFamilies(absl::string_view version) {
                 .Help("1 while the health service says SERVING.")
                 .Register(*registry_)
                 .Add({});
+  token_refusals_ = &prometheus::BuildCounter()
+                         .Name("gemmd_token_refusals_total")
+                         .Help("Calls refused for want of an accepted bearer token.")
+                         .Register(*registry_)
+                         .Add({});
   prometheus::BuildGauge()
       .Name("gemmd_build_info")
       .Help("Always 1; the labels say what runs.")
@@ -169,6 +174,8 @@ void Metrics::CountExecution(Op op, double flops, uint32_t batch_jobs, const Sta
 }
 
 void Metrics::CountRejection(Rejection rejection) { rejections_[static_cast<size_t>(rejection)]->Increment(); }
+
+void Metrics::CountTokenRefusal() { token_refusals_->Increment(); }
 
 void Metrics::AddInFlight(int delta) {
   if (delta > 0) {

@@ -54,6 +54,8 @@ class Metrics {
   // Requests that a device ran.
   void CountExecution(Op op, double flops, uint32_t batch_jobs, const StageRecord& stages);
   void CountRejection(Rejection rejection);
+  // A call of any service without an accepted bearer token.
+  void CountTokenRefusal();
   void AddInFlight(int delta);
   void SetReady(bool ready);
 
@@ -74,6 +76,7 @@ class Metrics {
   std::array<prometheus::Histogram*, kStageCount> stages_{};
   std::array<prometheus::Counter*, kOpCount> flops_{};
   std::array<prometheus::Counter*, kRejectionCount> rejections_{};
+  prometheus::Counter* token_refusals_ = nullptr;
   prometheus::Histogram* batch_jobs_ = nullptr;
   prometheus::Gauge* in_flight_ = nullptr;
   prometheus::Gauge* ready_ = nullptr;

@@ -1,11 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/metrics_listener.h"
 
+#include "proto/unique_fd.h"
+
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include <prometheus/exposer.h>
 
+#include <atomic>
 #include <exception>
+#include <netdb.h>
+#include <sys/socket.h>
+#include <thread>
 #include <utility>
 
 namespace gemmd {
@@ -13,6 +21,25 @@ namespace {
 
 // One scrape at a time is usual; the second thread serves a person who looks.
 constexpr size_t kThreads = 2;
+// The library's thread that accepts connections looks every two seconds whether it is to stop, or when one comes. So
+// one comes, again and again, since nobody says when it has begun to stop.
+constexpr absl::Duration kKnockInterval = absl::Milliseconds(5);
+
+// Connects and closes; whether that worked shows in that the listener stops.
+void Knock(const std::string& address) {
+  const size_t colon = address.rfind(':');
+  std::string host = address.substr(0, colon);
+  if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  if (getaddrinfo(host.c_str(), address.c_str() + colon + 1, &hints, &found) != 0) return;
+  for (const addrinfo* entry = found; entry != nullptr; entry = entry->ai_next) {
+    const UniqueFd socket(::socket(entry->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    (void)!connect(socket.get(), entry->ai_addr, entry->ai_addrlen);
+  }
+  freeaddrinfo(found);
+}
 
 }  // namespace
 
@@ -37,6 +64,17 @@ MetricsListener::MetricsListener(std::unique_ptr<prometheus::Exposer> exposer, s
   for (const auto& source : sources_) exposer_->RegisterCollectable(source);
 }
 
-MetricsListener::~MetricsListener() = default;
+MetricsListener::~MetricsListener() {
+  std::atomic<bool> stopped{false};
+  std::thread waker([this, &stopped] {
+    while (!stopped.load()) {
+      Knock(address_);
+      absl::SleepFor(kKnockInterval);
+    }
+  });
+  exposer_.reset();
+  stopped = true;
+  waker.join();
+}
 
 }  // namespace gemmd

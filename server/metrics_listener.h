@@ -23,6 +23,7 @@ class MetricsListener {
   // `address`: HOST:PORT; port 0 takes a free one. Errors: UNAVAILABLE (the address cannot be used).
   static absl::StatusOr<std::unique_ptr<MetricsListener>> Start(
       absl::string_view address, std::vector<std::shared_ptr<prometheus::Collectable>> sources);
+  // Takes some milliseconds.
   ~MetricsListener();
   MetricsListener(const MetricsListener&) = delete;
   MetricsListener& operator=(const MetricsListener&) = delete;
@@ -35,7 +36,7 @@ class MetricsListener {
                   std::vector<std::shared_ptr<prometheus::Collectable>> sources);
 
   const std::vector<std::shared_ptr<prometheus::Collectable>> sources_;
-  const std::unique_ptr<prometheus::Exposer> exposer_;
+  std::unique_ptr<prometheus::Exposer> exposer_;
   const std::string address_;
 };
 

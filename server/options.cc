@@ -135,6 +135,20 @@ absl::StatusOr<std::vector<std::string>> ParseWorkers(absl::string_view text, co
   return workers;
 }
 
+absl::StatusOr<std::optional<std::vector<uid_t>>> ParseUids(absl::string_view text) {
+  if (text.empty()) return std::nullopt;
+  std::vector<uid_t> uids;
+  for (const absl::string_view part : absl::StrSplit(text, ',')) {
+    uid_t uid = 0;
+    // The greatest number is no user: it is what fails to be one.
+    if (!absl::SimpleAtoi(part, &uid) || uid == static_cast<uid_t>(-1)) {
+      return absl::InvalidArgumentError(absl::StrCat("--allow_uids: expected numeric user ids, got \"", part, "\""));
+    }
+    uids.push_back(uid);
+  }
+  return uids;
+}
+
 bool IsLoopback(absl::string_view host_and_port) {
   absl::string_view host;
   if (!SplitHostPort(host_and_port, host)) return false;
@@ -152,6 +166,9 @@ bool IsLoopback(absl::string_view host_and_port) {
 absl::Status Validate(const ServerOptions& options) {
   if (options.workers.empty()) return absl::InvalidArgumentError("--workers: expected at least one");
   if (absl::Status status = CheckTls(options); !status.ok()) return status;
+  if (!options.token_file.empty() && options.listen.tcp.empty()) {
+    return absl::InvalidArgumentError("--token_file: expected a HOST:PORT in --listen to guard");
+  }
   for (const std::string& address : options.listen.tcp) {
     if (IsLoopback(address) || !options.tls.empty() || options.insecure) continue;
     return absl::InvalidArgumentError(

@@ -12,7 +12,9 @@
 #include "absl/time/time.h"
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <sys/types.h>
 #include <vector>
 
 namespace gemmd {
@@ -41,7 +43,10 @@ struct ServerOptions {
   std::string kernel_cache_dir;  // Of GPU workers; empty: kernels are compiled at every start.
   bool merging = true;
   TlsFiles tls;
-  bool insecure = false;  // Allows TCP on other than loopback addresses without TLS.
+  // Users who may open sessions at the broker; unset: everybody whom the mode of its socket lets in.
+  std::optional<std::vector<uid_t>> allow_uids;
+  std::string token_file;  // Bearer tokens that calls on TCP need; empty: none. Read again when it changes.
+  bool insecure = false;   // Allows TCP on other than loopback addresses without TLS.
   bool admin_over_tcp = false;
   std::string log_level = "info";
 
@@ -82,11 +87,14 @@ struct DeviceSupport {
 // FAILED_PRECONDITION (no such device).
 absl::StatusOr<std::vector<std::string>> ParseWorkers(absl::string_view text, const DeviceSupport& support);
 
+// Numeric user ids, comma-separated; none of them: unset, everybody. Errors: INVALID_ARGUMENT.
+absl::StatusOr<std::optional<std::vector<uid_t>>> ParseUids(absl::string_view text);
+
 // True for addresses that only this machine can reach.
 bool IsLoopback(absl::string_view host_and_port);
 
-// The rules between options: TLS files together, plain TCP only on loopback or with `insecure`, sizes in range.
-// Errors: INVALID_ARGUMENT, naming the flag.
+// The rules between options: TLS files together, nothing for TCP without TCP, plain TCP only on loopback or with
+// `insecure`, sizes in range. Errors: INVALID_ARGUMENT, naming the flag.
 absl::Status Validate(const ServerOptions& options);
 
 }  // namespace gemmd

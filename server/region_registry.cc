@@ -100,7 +100,7 @@ void RegionRegistry::RegisterHost(const std::shared_ptr<Session>& session, const
   absl::Status status = CheckOwner(*session);
   if (status.ok()) status = CheckHostDescriptor(fd.get(), extent);
   if (!status.ok()) {
-    CountRegistration(status);
+    CountRegistration(RegionKind::kHost, status);
     done(status);
     return;
   }
@@ -111,7 +111,7 @@ void RegionRegistry::RegisterSharedMemory(const std::shared_ptr<Session>& sessio
                                           const RegionExtent& extent, RegisterCallback done) {
   absl::StatusOr<UniqueFd> fd = OpenForSession(*session, name, extent);
   if (!fd.ok()) {
-    CountRegistration(fd.status());
+    CountRegistration(RegionKind::kSharedMemory, fd.status());
     done(fd.status());
     return;
   }
@@ -137,7 +137,7 @@ absl::StatusOr<uint64_t> RegionRegistry::Reserve(const Session& session, const R
 void RegionRegistry::Map(const std::shared_ptr<Session>& session, Request request, RegisterCallback done) {
   const absl::StatusOr<uint64_t> region_id = Reserve(*session, request);
   if (!region_id.ok()) {
-    CountRegistration(region_id.status());
+    CountRegistration(request.kind, region_id.status());
     done(region_id.status());
     return;
   }
@@ -157,9 +157,11 @@ void RegionRegistry::Map(const std::shared_ptr<Session>& session, Request reques
 
 absl::Status RegionRegistry::OnMapped(uint64_t region_id, const absl::Status& status) {
   bool abandoned = false;
+  RegionKind kind{};
   {
     absl::MutexLock lock(&mutex_);
     Region& region = regions_.at(region_id);
+    kind = region.view.kind;
     // The session may have ended meanwhile.
     abandoned = region.state == State::kClosing;
     if (status.ok() && !abandoned) region.state = State::kReady;
@@ -167,7 +169,7 @@ absl::Status RegionRegistry::OnMapped(uint64_t region_id, const absl::Status& st
   if (!status.ok()) Forget(region_id);
   if (status.ok() && abandoned) Unmap(region_id, [](const absl::Status&) {});
   const absl::Status result = status.ok() && abandoned ? absl::UnauthenticatedError("session: it has ended") : status;
-  CountRegistration(result);
+  CountRegistration(kind, result);
   return result;
 }
 
@@ -248,9 +250,11 @@ std::vector<RegionView> RegionRegistry::List(const Session& session) const {
   return views;
 }
 
-void RegionRegistry::CountRegistration(const absl::Status& status) {
+void RegionRegistry::CountRegistration(RegionKind kind, const absl::Status& status) {
+  const bool host = kind == RegionKind::kHost;
   absl::MutexLock lock(&mutex_);
-  ++counts_.registrations_total[static_cast<size_t>(status.code())];
+  auto& totals = host ? counts_.host_registrations_total : counts_.shared_memory_registrations_total;
+  ++totals[static_cast<size_t>(status.code())];
 }
 
 RegionCounts RegionRegistry::Counts() const {

@@ -50,8 +50,10 @@ struct RegionCounts {
   uint64_t host_bytes = 0;
   uint64_t shared_memory = 0;
   uint64_t shared_memory_bytes = 0;
-  uint64_t reaped_total = 0;                                     // Closed because their session ended.
-  std::array<uint64_t, kStatusCodeCount> registrations_total{};  // By resulting status code.
+  uint64_t reaped_total = 0;  // Closed because their session ended.
+  // Attempts by resulting status code.
+  std::array<uint64_t, kStatusCodeCount> host_registrations_total{};
+  std::array<uint64_t, kStatusCodeCount> shared_memory_registrations_total{};
 };
 
 // Thread-safe. Callbacks are called exactly once, on the caller's thread (refusals) or on a thread of the worker pool,
@@ -111,7 +113,7 @@ class RegionRegistry : public std::enable_shared_from_this<RegionRegistry> {
   absl::Status OnMapped(uint64_t region_id, const absl::Status& status);
   void Unmap(uint64_t region_id, CloseCallback done);
   void Forget(uint64_t region_id);
-  void CountRegistration(const absl::Status& status);
+  void CountRegistration(RegionKind kind, const absl::Status& status);
   absl::StatusOr<RegionView> FindLocked(const Session& session, uint64_t region_id) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
 

@@ -20,7 +20,7 @@ struct WorkerLoad {
 std::optional<int> LeastLoaded(absl::Span<const WorkerLoad> loads);
 
 // 2*M*N*K as the shapes in the descriptor say (nobody has checked them yet; impossible ones count as 0), every offered
-// row included: rows that are masked out or padding count as well.
+// row included: what is masked out or padding is known to the worker only.
 double OfferedFlops(const JobDescriptor& job);
 
 // How much device time a job will take, in a unit of its own: good enough to compare queues, not to predict a time.

@@ -81,10 +81,11 @@ void AddRegions(const RegionCounts& counts, std::vector<MetricFamily>& families)
                          .Add(host, counts.host_bytes)
                          .Add(shared, counts.shared_memory_bytes)
                          .Take());
-  Family registrations(MetricType::Counter, "gemmd_region_registrations_total", "Attempts to register, by result.");
-  for (size_t code = 0; code < counts.registrations_total.size(); ++code) {
+  Family registrations(MetricType::Counter, "gemmd_region_registrations_total", "Attempts to register a region.");
+  for (size_t code = 0; code < kStatusCodeCount; ++code) {
     const std::string result(Name(static_cast<absl::StatusCode>(code)));
-    registrations.Add({{"result", result}}, counts.registrations_total[code]);
+    registrations.Add({host[0], {"result", result}}, counts.host_registrations_total[code])
+        .Add({shared[0], {"result", result}}, counts.shared_memory_registrations_total[code]);
   }
   families.push_back(registrations.Take());
   families.push_back(

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The daemon as a program: how it starts, what it says about itself, what it refuses to start with.
+#include "client/client.h"
 #include "gemmd/v1/admin.grpc.pb.h"
 #include "gemmd/v1/gemm.grpc.pb.h"
 #include "tests/e2e/process.h"
 
+#include "absl/strings/str_cat.h"
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
@@ -12,6 +14,7 @@
 #include <string>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <unistd.h>
 #include <vector>
 
 namespace gemmd {
@@ -143,11 +146,25 @@ TEST_F(GemmdTest, ASocketLeftByAKilledDaemonIsReplaced) {
   EXPECT_EQ(*line, "gemmd ready: listen=" + daemon_->address() + " metrics= workers=cpu");
 }
 
+TEST_F(GemmdTest, OnlyListedUsersOpenSessionsAtTheBroker) {
+  Start({.flags = {absl::StrCat("--allow_uids=", geteuid() + 1, ",", geteuid())}, .tcp = false});
+  EXPECT_TRUE(Client::Connect(daemon_->address()).ok());
+  Start({.flags = {absl::StrCat("--allow_uids=", geteuid() + 1)}, .tcp = false});
+  EXPECT_EQ(Client::Connect(daemon_->address()).status(),
+            absl::PermissionDeniedError("broker: this user is not in --allow_uids"));
+  ConnectOptions without_session;
+  without_session.open_session = false;
+  const auto client = Client::Connect(daemon_->address(), without_session);
+  ASSERT_TRUE(client.ok()) << client.status();
+  EXPECT_TRUE((*client)->GetInfo().ok());
+}
+
 TEST_F(GemmdTest, WhatCannotBeServedIsRefusedAtTheStart) {
   const testing::TemporaryDirectory directory;
   const std::string listen = "--listen=unix:" + directory.path() + "/g.sock";
   EXPECT_EQ(ExitStatus({listen, "--workers=tpu"}), 1);
   EXPECT_EQ(ExitStatus({listen + ",0.0.0.0:0", "--workers=cpu"}), 1);
+  EXPECT_EQ(ExitStatus({listen, "--workers=cpu", "--allow_uids=root"}), 1);
   EXPECT_EQ(ExitStatus({"--listen=127.0.0.1:0", "--workers=cpu"}), 1);
   EXPECT_EQ(ExitStatus({listen, "--workers=cpu", "--tls_cert=/nonexistent"}), 1);
 }

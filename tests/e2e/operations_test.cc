@@ -116,6 +116,21 @@ TEST_P(OperationsTest, PipelinedResultsAreWithinTheLimits) {
   }
 }
 
+TEST_P(OperationsTest, OnlyRowsInUseCountAsFlops) {
+  constexpr char kSeries[] = "gemmd_flops_total{op=\"m_grouped_masked\"}";
+  const ProblemSpec spec{
+      .op = Op::kMGroupedMasked, .m = 24, .n = 136, .k = 256, .groups = 4, .group_sizes = {24, 0, 1, 17}};
+  const auto problem = Make(spec);
+  ASSERT_TRUE(problem.ok()) << problem.status();
+  const auto before = daemon_->Metric(kSeries);
+  ASSERT_TRUE(before.ok()) << before.status();
+  (*problem)->ResetResult();
+  ASSERT_TRUE(client_->Run((*problem)->request()).ok());
+  const auto after = daemon_->Metric(kSeries);
+  ASSERT_TRUE(after.ok()) << after.status();
+  EXPECT_EQ(*after - *before, 2.0 * (24 + 0 + 1 + 17) * 136 * 256);
+}
+
 TEST_P(OperationsTest, AccumulationAddsToWhatDHolds) {
   if (GetParam() == Transport::kInline || GetParam() == Transport::kTensor) GTEST_SKIP() << "D comes back inline";
   const auto problem =

@@ -10,6 +10,7 @@
 #include <arpa/inet.h>
 #include <cerrno>
 #include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <fcntl.h>
 #include <filesystem>
@@ -153,6 +154,28 @@ absl::StatusOr<int> ChildProcess::WaitForExit(absl::Duration timeout) {
   });
   if (!exited) return absl::DeadlineExceededError(absl::StrCat("process ", pid_, " still runs"));
   return wait_status_;
+}
+
+absl::StatusOr<ProgramResult> RunProgram(std::vector<std::string> arguments, absl::Duration timeout) {
+  const absl::Time deadline = absl::Now() + timeout;
+  arguments.insert(arguments.begin(), {"/bin/sh", "-c", R"(exec "$0" "$@" 2>&1)"});
+  absl::StatusOr<std::unique_ptr<ChildProcess>> process = ChildProcess::Start(arguments);
+  if (!process.ok()) return process.status();
+  absl::StatusOr<std::string> output = (*process)->ReadAll(timeout);
+  if (!output.ok()) return output.status();
+  const absl::StatusOr<int> status = (*process)->WaitForExit(deadline - absl::Now());
+  if (!status.ok()) return status.status();
+  return ProgramResult{WIFEXITED(*status) ? WEXITSTATUS(*status) : -1, *std::move(output)};
+}
+
+absl::Status ReplaceFile(const std::string& path, absl::string_view content) {
+  const std::string fresh = path + ".new";
+  std::ofstream stream(fresh, std::ios::binary | std::ios::trunc);
+  stream.write(content.data(), static_cast<std::streamsize>(content.size()));
+  stream.close();
+  if (!stream) return absl::UnknownError(absl::StrCat("cannot write ", fresh));
+  if (rename(fresh.c_str(), path.c_str()) != 0) return absl::ErrnoToStatus(errno, path);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& options) {

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 
@@ -67,6 +68,17 @@ class ChildProcess {
   UniqueFd output_;
   std::string buffer_;
 };
+
+struct ProgramResult {
+  int exit_status = -1;  // -1: a signal ended it.
+  std::string output;    // Standard output and standard error, as they came.
+};
+
+// Runs a program to its end. Errors: DEADLINE_EXCEEDED (it is killed then).
+absl::StatusOr<ProgramResult> RunProgram(std::vector<std::string> arguments, absl::Duration timeout);
+
+// The content of a file, written so that a reader sees the old or the new one.
+absl::Status ReplaceFile(const std::string& path, absl::string_view content);
 
 struct DaemonOptions {
   std::vector<std::string> flags;  // Added after the defaults, so they win.

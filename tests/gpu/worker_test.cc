@@ -95,6 +95,31 @@ TEST_F(WorkerTest, AJobIsAnsweredWithItsTimes) {
   EXPECT_GE(completion.device_ns, 1'000'000u);
 }
 
+TEST_F(WorkerTest, OnlyRowsThatAreComputedCountAsFlops) {
+  const double row = 2.0 * kN * kK;
+  Start({});
+  Submit(SampleJob(1, 0));
+  EXPECT_EQ(Receive().flops, row * kM);
+  const JobDescriptor masked = MaskedJob();
+  regions_.SetGroups(std::vector<int32_t>{0, 3, 7});
+  Submit(masked);
+  EXPECT_EQ(Receive().flops, row * (3 + 7));
+  const JobDescriptor padded = ContiguousJob(GroupEncoding::kRowIndex);
+  std::vector<int32_t> index(kM, -1);
+  index[0] = index[1] = 2;
+  regions_.SetGroups(index);
+  Submit(padded);
+  EXPECT_EQ(Receive().flops, row * 2);
+}
+
+TEST_F(WorkerTest, AFailedJobHasNoFlops) {
+  Start({.fail_every = 1});
+  Submit(SampleJob(1, 0));
+  const JobCompletion completion = Receive();
+  EXPECT_NE(completion.code, 0u);
+  EXPECT_EQ(completion.flops, 0);
+}
+
 TEST_F(WorkerTest, AnInlineDeviceAnswersManyJobs) {
   Start({});
   for (uint64_t id = 1; id <= 1000; ++id) {

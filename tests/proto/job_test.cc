@@ -16,7 +16,8 @@ static_assert(offsetof(OperandDescriptor, shape) == 16 && offsetof(OperandDescri
 static_assert(offsetof(JobDescriptor, op) == 32 && offsetof(JobDescriptor, group_alignment) == 40);
 static_assert(offsetof(JobDescriptor, reserved2) == 48 + 7 * 72);
 static_assert(offsetof(Reason, index) == 4 && offsetof(Reason, got) == 16);
-static_assert(offsetof(JobCompletion, code) == 24 && offsetof(JobCompletion, reason) == 32);
+static_assert(offsetof(JobCompletion, code) == 24 && offsetof(JobCompletion, reason) == 32 &&
+              offsetof(JobCompletion, flops) == 56);
 
 TEST(JobTest, DescribeIsTotalOverAllBitPatternsOfFieldAndRule) {
   constexpr int64_t kNumbers[] = {0, -1, 300, std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max()};

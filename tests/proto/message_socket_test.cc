@@ -107,6 +107,18 @@ TEST_F(MessageSocketTest, AClosedPeerIsUnavailableOnBothSides) {
   EXPECT_EQ(SendStruct(receiver_.get(), 1).code(), absl::StatusCode::kUnavailable);
 }
 
+TEST_F(MessageSocketTest, WhatAPeerSaidBeforeItClosedIsHeardEvenIfItLeftOurMessageUnread) {
+  constexpr int kSaid = 7;
+  ASSERT_TRUE(SendStruct(receiver_.get(), kSaid).ok());
+  ASSERT_TRUE(SendStruct(sender_.get(), 8).ok());
+  receiver_.Reset();
+  --open_before_;
+  const auto message = ReceiveMessage(sender_.get());
+  ASSERT_TRUE(message.ok()) << message.status();
+  ASSERT_EQ(message->bytes.size(), sizeof(kSaid));
+  EXPECT_EQ(std::memcmp(message->bytes.data(), &kSaid, sizeof(kSaid)), 0);
+}
+
 TEST_F(MessageSocketTest, ANonBlockingSocketSaysThatItIsEmptyOrFull) {
   fcntl(receiver_.get(), F_SETFL, O_NONBLOCK);
   fcntl(sender_.get(), F_SETFL, O_NONBLOCK);

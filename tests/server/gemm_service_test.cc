@@ -6,6 +6,7 @@
 
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
+#include <prometheus/text_serializer.h>
 
 #include <atomic>
 #include <chrono>
@@ -43,6 +44,7 @@ class GemmServiceTest : public ::testing::Test {
       completion.batch_jobs = 1;
       completion.queue_ns = 11;
       completion.device_ns = 22;
+      completion.flops = 33;
       return completion;
     });
     server_ = std::make_unique<TestServer>(std::vector<grpc::Service*>{&service_});
@@ -74,6 +76,14 @@ TEST_F(GemmServiceTest, RunAnswersWithTheResultAndTheTimes) {
   EXPECT_GT(response.times().decode_ns(), 0u);
   EXPECT_EQ(response.times().queue_ns(), 11u);
   EXPECT_EQ(response.times().device_ns(), 22u);
+}
+
+TEST_F(GemmServiceTest, TheFlopsThatTheWorkerCountedAreCounted) {
+  v1::RunResponse response;
+  ASSERT_TRUE(Run(Product(), &response).ok());
+  ASSERT_TRUE(Run(Product(), &response).ok());
+  const std::string page = prometheus::TextSerializer().Serialize(metrics_.registry()->Collect());
+  EXPECT_NE(page.find("gemmd_flops_total{op=\"dense\"} 66\n"), std::string::npos) << page;
 }
 
 TEST_F(GemmServiceTest, NothingIsHeldAfterTheAnswer) {

@@ -65,6 +65,15 @@ TEST(OptionsTest, UnknownWorkersAreRefused) {
   }
 }
 
+TEST(OptionsTest, UidsAreNumbers) {
+  EXPECT_EQ(*ParseUids(""), std::nullopt);
+  EXPECT_THAT(**ParseUids("0,1000,4294967294"), ElementsAre(0u, 1000u, 4294967294u));
+  for (const char* text : {"root", "1000,", "-1", "4294967295", "4294967296"}) {
+    EXPECT_EQ(ParseUids(text).status().code(), absl::StatusCode::kInvalidArgument) << text;
+  }
+  EXPECT_EQ(ParseUids("1,root").status().message(), "--allow_uids: expected numeric user ids, got \"root\"");
+}
+
 TEST(OptionsTest, LoopbackIsOnlyWhatCannotBeAnythingElse) {
   for (const char* text : {"127.0.0.1:1", "127.8.9.10:1", "localhost:1", "[::1]:1"})
     EXPECT_TRUE(IsLoopback(text)) << text;
@@ -87,6 +96,23 @@ TEST(OptionsTest, TlsNeedsCertificateAndKey) {
   options.tls.certificate = "cert.pem";
   EXPECT_FALSE(Validate(options).ok());
   options.tls.key = "key.pem";
+  EXPECT_TRUE(Validate(options).ok());
+}
+
+TEST(OptionsTest, TokensNeedTcpToGuard) {
+  ServerOptions options = Valid();
+  options.token_file = "tokens";
+  EXPECT_EQ(Validate(options).message(), "--token_file: expected a HOST:PORT in --listen to guard");
+  options.listen.tcp = {"127.0.0.1:50051"};
+  EXPECT_TRUE(Validate(options).ok());
+}
+
+TEST(OptionsTest, TokensDoNotReplaceTls) {
+  ServerOptions options = Valid();
+  options.token_file = "tokens";
+  options.listen.tcp = {"0.0.0.0:50051"};
+  EXPECT_FALSE(Validate(options).ok());
+  options.insecure = true;
   EXPECT_TRUE(Validate(options).ok());
 }
 

@@ -41,7 +41,7 @@ TEST_F(RegionRegistryTest, RegisteredRegionIsFoundByItsSession) {
   EXPECT_TRUE(view->writable);
   EXPECT_EQ(state_.regions->List(*session_).size(), 1u);
   EXPECT_EQ(state_.regions->Counts().host_bytes, 4096u);
-  EXPECT_EQ(state_.regions->Counts().registrations_total[0], 1u);
+  EXPECT_EQ(state_.regions->Counts().host_registrations_total[0], 1u);
 }
 
 TEST_F(RegionRegistryTest, ForeignAndUnknownGetTheSameRefusal) {

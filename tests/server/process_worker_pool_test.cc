@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+// The pool with real processes: gemmd-worker-fake, which copies bytes, fails and hangs as its flags say.
+#include "server/process_worker_pool.h"
+
+#include "tests/server/service_fixture.h"
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <signal.h>
+#include <string>
+#include <unistd.h>
+#include <utility>
+#include <vector>
+
+namespace gemmd {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr uint64_t kMillisecond = 1'000'000;
+constexpr uint64_t kBytes = 4096;
+constexpr absl::Duration kPatience = absl::Seconds(20);
+
+// Waits for the one call of a callback.
+template <typename T>
+class Answer {
+ public:
+  void Set(T value) {
+    value_ = std::move(value);
+    done_.Notify();
+  }
+  bool is_set() const { return done_.HasBeenNotified(); }
+  T Get() {
+    if (done_.WaitForNotificationWithTimeout(kPatience)) return *std::move(value_);
+    ADD_FAILURE() << "no answer";
+    return T();
+  }
+
+ private:
+  std::optional<T> value_;
+  absl::Notification done_;
+};
+
+struct JobAnswer {
+  absl::Status status;
+  JobCompletion completion;
+};
+
+JobDescriptor CopyJob(uint64_t from, uint64_t to) {
+  JobDescriptor job;
+  job.op = Op::kCopy;
+  for (const auto& [index, region] : {std::pair(OperandIndex::kA, from), std::pair(OperandIndex::kD, to)}) {
+    OperandDescriptor& operand = job.operand(index);
+    operand.region = region;
+    operand.dtype = DType::kU8;
+    operand.rank = 1;
+    operand.shape[0] = kBytes;
+    operand.strides[0] = 1;
+  }
+  return job;
+}
+
+class ProcessWorkerPoolTest : public ::testing::Test {
+ protected:
+  static ProcessWorkerPoolOptions Options(int workers, const std::vector<std::string>& flags = {}) {
+    ProcessWorkerPoolOptions options;
+    options.supervisor.worker_binary = GEMMD_WORKER_FAKE;
+    options.supervisor.workers.assign(static_cast<size_t>(workers), flags);
+    options.supervisor.restart.first_backoff_ns = kMillisecond;
+    options.supervisor.exit_grace_ns = 200 * kMillisecond;
+    options.devices.assign(static_cast<size_t>(workers), "cpu");
+    return options;
+  }
+
+  void Start(const ProcessWorkerPoolOptions& options) {
+    pool_ = std::make_unique<ProcessWorkerPool>(options, [this] { ++changes_; });
+    pool_->Start();
+  }
+
+  void StartReady(int workers, const std::vector<std::string>& flags = {}) {
+    Start(Options(workers, flags));
+    const absl::Status status = pool_->WaitReady();
+    ASSERT_TRUE(status.ok()) << status;
+  }
+
+  WorkerSnapshot Worker(size_t index = 0) const { return pool_->Snapshot()[index]; }
+
+  // Kills a worker and waits until its successor is ready.
+  void Replace(size_t index = 0) {
+    const uint32_t restarts = Worker(index).restarts;
+    kill(Worker(index).pid, SIGKILL);
+    AwaitSuccessor(index, restarts);
+  }
+  void AwaitSuccessor(size_t index, uint32_t restarts) {
+    WaitUntil([&] { return Worker(index).restarts > restarts && Worker(index).state == WorkerState::kReady; });
+  }
+
+  // A region of kBytes times `value`; its descriptor stays with the test.
+  uint64_t MakeRegion(char value) {
+    files_.push_back(SealedMemory(kBytes));
+    const std::string bytes(kBytes, value);
+    EXPECT_EQ(pwrite(files_.back().get(), bytes.data(), bytes.size(), 0), static_cast<ssize_t>(kBytes));
+    const uint64_t id = pool_->NextRegionId();
+    Answer<absl::Status> mapped;
+    pool_->MapRegion(id, RegionKind::kHost, Access::kReadWrite, kBytes, files_.back().Duplicate(),
+                     [&](absl::Status status) { mapped.Set(std::move(status)); });
+    const absl::Status status = mapped.Get();
+    EXPECT_TRUE(status.ok()) << status;
+    return id;
+  }
+
+  // The bytes of the region made `index`-th.
+  std::string Bytes(size_t index) const {
+    std::string bytes(kBytes, '\0');
+    EXPECT_EQ(pread(files_[index].get(), bytes.data(), bytes.size(), 0), static_cast<ssize_t>(kBytes));
+    return bytes;
+  }
+
+  absl::Status Close(uint64_t region) {
+    Answer<absl::Status> closed;
+    pool_->CloseRegion(region, [&](absl::Status status) { closed.Set(std::move(status)); });
+    return closed.Get();
+  }
+
+  absl::StatusOr<SubmittedJob> Submit(const JobDescriptor& job, Answer<JobAnswer>& answer, int worker = kAnyWorker) {
+    return pool_->Submit(job, worker, [&answer](absl::Status status, const JobCompletion& completion) {
+      answer.Set({std::move(status), completion});
+    });
+  }
+
+  JobAnswer Run(const JobDescriptor& job, int worker = kAnyWorker) {
+    Answer<JobAnswer> answer;
+    const absl::StatusOr<SubmittedJob> submitted = Submit(job, answer, worker);
+    if (!submitted.ok()) return {submitted.status(), {}};
+    return answer.Get();
+  }
+
+  void ExpectSuccess(const JobAnswer& answer) {
+    EXPECT_TRUE(answer.status.ok()) << answer.status;
+    EXPECT_EQ(answer.completion.code, 0u) << Describe(answer.completion.reason);
+  }
+
+  // Before the pool: events come until it is gone.
+  std::atomic<int> changes_{0};
+  std::vector<UniqueFd> files_;
+  std::unique_ptr<ProcessWorkerPool> pool_;
+};
+
+TEST_F(ProcessWorkerPoolTest, WorkersAreReadyOnceTheySaidHello) {
+  StartReady(2);
+  for (const WorkerSnapshot& worker : pool_->Snapshot()) {
+    EXPECT_EQ(worker.state, WorkerState::kReady);
+    EXPECT_EQ(worker.traits.name, "fake");
+    EXPECT_EQ(worker.restarts, 0u);
+    EXPECT_EQ(kill(worker.pid, 0), 0);
+  }
+  EXPECT_GT(changes_, 0);
+}
+
+TEST_F(ProcessWorkerPoolTest, AWorkerThatDoesNotStartIsAnErrorNotAWait) {
+  ProcessWorkerPoolOptions options = Options(2);
+  options.supervisor.worker_binary = "/bin/false";
+  Start(options);
+  EXPECT_EQ(pool_->WaitReady(), absl::UnavailableError("worker cpu does not start"));
+  Answer<JobAnswer> answer;
+  EXPECT_TRUE(absl::IsUnavailable(Submit(CopyJob(1, 2), answer).status()));
+}
+
+TEST_F(ProcessWorkerPoolTest, AJobRunsOnARegion) {
+  StartReady(1);
+  const uint64_t from = MakeRegion('a');
+  const uint64_t to = MakeRegion('b');
+  ExpectSuccess(Run(CopyJob(from, to)));
+  EXPECT_EQ(Bytes(1), Bytes(0));
+}
+
+TEST_F(ProcessWorkerPoolTest, ARegionIsInEveryWorker) {
+  StartReady(2);
+  const uint64_t from = MakeRegion('a');
+  const uint64_t to = MakeRegion('b');
+  for (const int worker : {0, 1}) ExpectSuccess(Run(CopyJob(from, to), worker));
+}
+
+TEST_F(ProcessWorkerPoolTest, RegionsAreMappedIntoTheSuccessorOfADeadWorker) {
+  StartReady(1);
+  const uint64_t from = MakeRegion('a');
+  const uint64_t to = MakeRegion('b');
+  Replace();
+  EXPECT_EQ(Worker().restarts, 1u);
+  ExpectSuccess(Run(CopyJob(from, to)));
+  EXPECT_EQ(Bytes(1), Bytes(0));
+}
+
+TEST_F(ProcessWorkerPoolTest, WhatIsRegisteredAndClosedWhileAWorkerIsDownHoldsForItsSuccessor) {
+  ProcessWorkerPoolOptions options = Options(1);
+  options.supervisor.restart.first_backoff_ns = 100 * kMillisecond;
+  Start(options);
+  ASSERT_TRUE(pool_->WaitReady().ok());
+  const uint64_t closed = MakeRegion('a');
+  Replace();  // The next death is followed by a pause.
+  kill(Worker().pid, SIGKILL);
+  WaitUntil([this] { return Worker().state == WorkerState::kDead; });
+  const uint64_t from = MakeRegion('c');
+  const uint64_t to = MakeRegion('d');
+  EXPECT_TRUE(Close(closed).ok());
+  AwaitSuccessor(0, 1);
+  ExpectSuccess(Run(CopyJob(from, to)));
+  EXPECT_EQ(Bytes(2), Bytes(1));
+  EXPECT_EQ(Run(CopyJob(closed, to)).completion.reason.rule, Rule::kUnknownRegion);
+}
+
+TEST_F(ProcessWorkerPoolTest, ATensorKeepsItsContentAndItsWorkerThroughADeath) {
+  StartReady(2);
+  const uint64_t from = MakeRegion('a');
+  const uint64_t to = MakeRegion('b');
+  const uint64_t tensor = pool_->NextRegionId();
+  Answer<absl::StatusOr<int>> allocated;
+  pool_->AllocateTensor(tensor, kBytes, [&](absl::StatusOr<int> worker) { allocated.Set(std::move(worker)); });
+  const absl::StatusOr<int> worker = allocated.Get();
+  ASSERT_TRUE(worker.ok()) << worker.status();
+  ExpectSuccess(Run(CopyJob(from, tensor), *worker));
+  Replace(static_cast<size_t>(*worker));
+  ExpectSuccess(Run(CopyJob(tensor, to), *worker));
+  EXPECT_EQ(Bytes(1), Bytes(0));
+  EXPECT_EQ(Run(CopyJob(tensor, to), 1 - *worker).completion.reason.rule, Rule::kUnknownRegion);
+}
+
+TEST_F(ProcessWorkerPoolTest, TensorsGoWhereMostRoomIs) {
+  StartReady(2);
+  std::vector<int> tensors_of(2);
+  for (int i = 0; i < 4; ++i) {
+    Answer<absl::StatusOr<int>> allocated;
+    pool_->AllocateTensor(pool_->NextRegionId(), kBytes,
+                          [&](absl::StatusOr<int> worker) { allocated.Set(std::move(worker)); });
+    const absl::StatusOr<int> worker = allocated.Get();
+    ASSERT_TRUE(worker.ok()) << worker.status();
+    ++tensors_of[static_cast<size_t>(*worker)];
+  }
+  EXPECT_THAT(tensors_of, ::testing::ElementsAre(2, 2));
+}
+
+TEST_F(ProcessWorkerPoolTest, JobsInFlightAreUnavailableWhenTheirWorkerDies) {
+  StartReady(1, {"--hang_after_jobs=1"});
+  const uint64_t from = MakeRegion('a');
+  const uint64_t to = MakeRegion('b');
+  Answer<JobAnswer> answer;
+  ASSERT_TRUE(Submit(CopyJob(from, to), answer).ok());
+  WaitUntil([this] { return Worker().jobs_in_flight == 1; });
+  EXPECT_FALSE(answer.is_set());
+  kill(Worker().pid, SIGKILL);
+  EXPECT_TRUE(absl::IsUnavailable(answer.Get().status));
+}
+
+TEST_F(ProcessWorkerPoolTest, AnyWorkerIsTheOneWithLeastToDo) {
+  StartReady(2, {"--hang_after_jobs=1"});
+  const uint64_t from = MakeRegion('a');
+  const uint64_t to = MakeRegion('b');
+  const uint64_t other = MakeRegion('c');
+  Answer<JobAnswer> answers[2];
+  const absl::StatusOr<SubmittedJob> first = Submit(CopyJob(from, to), answers[0]);
+  const absl::StatusOr<SubmittedJob> second = Submit(CopyJob(from, other), answers[1]);
+  ASSERT_TRUE(first.ok() && second.ok());
+  EXPECT_NE(first->worker, second->worker);
+  pool_.reset();
+  for (Answer<JobAnswer>& answer : answers) EXPECT_TRUE(absl::IsUnavailable(answer.Get().status));
+}
+
+TEST_F(ProcessWorkerPoolTest, AWaitingJobIsDroppedOnRequest) {
+  StartReady(1, {"--hang_after_jobs=1"});
+  const uint64_t from = MakeRegion('a');
+  const uint64_t to = MakeRegion('b');
+  const uint64_t other = MakeRegion('c');
+  Answer<JobAnswer> running;
+  Answer<JobAnswer> waiting;
+  ASSERT_TRUE(Submit(CopyJob(from, to), running).ok());
+  const absl::StatusOr<SubmittedJob> submitted = Submit(CopyJob(from, other), waiting);
+  ASSERT_TRUE(submitted.ok());
+  pool_->Cancel(*submitted);
+  EXPECT_EQ(waiting.Get().completion.reason.rule, Rule::kCancelled);
+  EXPECT_FALSE(running.is_set());
+  pool_.reset();
+  EXPECT_TRUE(absl::IsUnavailable(running.Get().status));
+}
+
+TEST_F(ProcessWorkerPoolTest, EveryReadyWorkerPrepares) {
+  StartReady(3);
+  Answer<absl::StatusOr<ControlReply>> prepared;
+  pool_->Prepare({}, [&](absl::StatusOr<ControlReply> reply) { prepared.Set(std::move(reply)); });
+  const absl::StatusOr<ControlReply> sum = prepared.Get();
+  ASSERT_TRUE(sum.ok()) << sum.status();
+  EXPECT_EQ(sum->kernels_ready, 3u);
+}
+
+TEST_F(ProcessWorkerPoolTest, WithoutAReadyWorkerNothingIsTaken) {
+  ProcessWorkerPoolOptions options = Options(1);
+  options.supervisor.restart.max_deaths = 1;
+  Start(options);
+  ASSERT_TRUE(pool_->WaitReady().ok());
+  kill(Worker().pid, SIGKILL);
+  WaitUntil([this] { return Worker().state == WorkerState::kQuarantined; });
+  EXPECT_EQ(Run(CopyJob(1, 2)).status, absl::UnavailableError("no ready worker"));
+  Answer<absl::StatusOr<ControlReply>> prepared;
+  pool_->Prepare({}, [&](absl::StatusOr<ControlReply> reply) { prepared.Set(std::move(reply)); });
+  EXPECT_TRUE(absl::IsUnavailable(prepared.Get().status()));
+  Answer<absl::StatusOr<int>> allocated;
+  pool_->AllocateTensor(1, kBytes, [&](absl::StatusOr<int> worker) { allocated.Set(std::move(worker)); });
+  EXPECT_TRUE(absl::IsUnavailable(allocated.Get().status()));
+}
+
+TEST_F(ProcessWorkerPoolTest, NoProcessOutlivesThePool) {
+  StartReady(2);
+  const std::vector<WorkerSnapshot> workers = pool_->Snapshot();
+  pool_.reset();
+  for (const WorkerSnapshot& worker : workers) EXPECT_EQ(kill(worker.pid, 0), -1);
+}
+
+}  // namespace
+}  // namespace gemmd
