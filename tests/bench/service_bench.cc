@@ -25,6 +25,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <string>
 #include <thread>
@@ -85,8 +86,25 @@ v1::RunRequest TinyRequest() {
   return request;
 }
 
+// What the daemon says of its share: one list of microseconds per stage.
+using Stages = std::map<std::string, std::vector<double>>;
+
+void AddStages(const v1::StageTimes& times, Stages& stages) {
+  stages["decode"].push_back(static_cast<double>(times.decode_ns()) / 1e3);
+  stages["queue"].push_back(static_cast<double>(times.queue_ns()) / 1e3);
+  stages["device"].push_back(static_cast<double>(times.device_ns()) / 1e3);
+  stages["reply"].push_back(static_cast<double>(times.reply_ns()) / 1e3);
+}
+
+Json Medians(const Stages& stages) {
+  Json medians;
+  for (const auto& [stage, microseconds] : stages) medians[stage] = Median(microseconds);
+  return medians;
+}
+
 // p50 of `kCallsPerRound` calls in microseconds.
-double RoundP50(v1::Gemm::Stub& stub, const v1::RunRequest& request, v1::RunResponse& response) {
+double RoundP50(v1::Gemm::Stub& stub, const v1::RunRequest& request, v1::RunResponse& response,
+                Stages* stages = nullptr) {
   std::vector<double> microseconds;
   microseconds.reserve(kCallsPerRound);
   for (int call = 0; call < kCallsPerRound; ++call) {
@@ -97,6 +115,7 @@ double RoundP50(v1::Gemm::Stub& stub, const v1::RunRequest& request, v1::RunResp
       std::fprintf(stderr, "Run: %s\n", status.error_message().c_str());
       std::exit(1);
     }
+    if (stages != nullptr) AddStages(response.times(), *stages);
   }
   return Median(std::move(microseconds));
 }
@@ -120,14 +139,15 @@ Json MeasureOverhead(const testing::Daemon& daemon, int rounds) {
   std::vector<double> product;
   std::vector<double> baseline;
   std::vector<double> ratios;
+  Stages stages;
   for (int round = 0; round < rounds; ++round) {
     baseline.push_back(RoundP50(*echo_stub, request, response));
-    product.push_back(RoundP50(*product_stub, request, response));
+    product.push_back(RoundP50(*product_stub, request, response, &stages));
     ratios.push_back(product.back() / baseline.back());
   }
-  return Json{{"shape", "8x16x128"},    {"request_bytes", request.ByteSizeLong()}, {"calls_per_round", kCallsPerRound},
-              {"rounds", rounds},       {"product_p50_us", Median(product)},       {"echo_p50_us", Median(baseline)},
-              {"ratio", Median(ratios)}};
+  return Json{{"shape", "8x16x128"},     {"request_bytes", request.ByteSizeLong()}, {"calls_per_round", kCallsPerRound},
+              {"rounds", rounds},        {"product_p50_us", Median(product)},       {"echo_p50_us", Median(baseline)},
+              {"ratio", Median(ratios)}, {"stages_p50_us", Medians(stages)}};
 }
 
 // 1024 x 7168 x 8192: 8 MiB of A and 56 MiB of B.
