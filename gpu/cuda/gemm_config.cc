@@ -48,7 +48,7 @@ double BlockClocks(const GemmTraits& t) {
   const double loads = (static_cast<double>(t.a_stage_bytes()) / t.cluster_n() +
                         static_cast<double>(t.b_stage_bytes()) / t.cluster_m()) /
                        kModel.l2_bytes_per_clock;
-  const bool overlapped = !t.scaled() || (t.slabs() == 1 && t.column_side() <= 128);
+  const bool overlapped = !t.scaled() || t.overlapped();
   double promotion = 0;
   if (t.scaled()) {
     const bool factor_per_column = t.swap || t.scaling == KernelScaling::kRowRow;

@@ -45,6 +45,9 @@ struct GemmTraits {
   constexpr int slabs() const { return slab_side() / kSlabRows / math_warpgroups(); }  // Per math warpgroup.
   constexpr int threads() const { return (math_warpgroups() + 1) * kWarpgroupThreads; }
   constexpr bool scaled() const { return scaling != KernelScaling::kBf16; }
+  // Two sets of tensor core sums let the next k-block multiply while this one is promoted; they fit for one slab of up
+  // to 128 columns.
+  constexpr bool overlapped() const { return scaled() && slabs() == 1 && column_side() <= 128; }
   constexpr int block_k() const { return scaled() ? kRowBytes : kRowBytes / 2; }
   constexpr int output_bytes() const { return output == KernelOutput::kBf16 ? 2 : 4; }
 
