@@ -42,6 +42,7 @@ TensorMapSpec InputSpec(const GemmTraits& traits, const MatrixView& matrix, int 
   spec.matrix = matrix;
   spec.box_rows = box_rows;
   spec.box_columns = traits.block_k();
+  shape.rows.reserve(call.segments.size());
   return spec;
 }
 

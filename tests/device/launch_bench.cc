@@ -16,6 +16,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace gemmd {
@@ -138,6 +139,13 @@ int Run(int launches, const GemmLauncher::Options& options) {
         "", false);
   const std::vector<Case> cases = Cases();
   for (const Case& c : cases) {
+  for (const auto& [name, kernel] : {std::pair("empty kernel, 1 KiB of arguments", "Empty1"),
+                                     std::pair("empty kernel, 4000 bytes of arguments", "Empty4"),
+                                     std::pair("empty kernel, 6.5 KiB of arguments", "Empty6")}) {
+    static unsigned char arguments[6656];
+    void* parameters[] = {arguments};
+    Print(name, Measure(launches, [&](int) { kernels.Launch(kernel, 1, parameters); }), "", false);
+  }
     Workbench bench(c.product, kernels);
     GemmCall call = bench.call();
     const auto launch = [&](int i) {
