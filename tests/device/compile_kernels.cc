@@ -41,8 +41,12 @@ int CompileAll(size_t every, const std::vector<std::string>& macros) {
     expressions.push_back(absl::StrCat("gemmd::QuantizeRows<", x, ">"));
     expressions.push_back(absl::StrCat("gemmd::QuantizeBlocks<", x, ">"));
   }
-  const absl::StatusOr<NvrtcCompiler> created =
-      NvrtcCompiler::Create(EmbeddedKernelSources(), {"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh"}, macros);
+  for (const char* x : {"uint4", "unsigned int", "unsigned char"}) {
+    expressions.push_back(absl::StrCat("gemmd::MoveRows<", x, ">"));
+  }
+  expressions.emplace_back("gemmd::ClampRows<int>");
+  const absl::StatusOr<NvrtcCompiler> created = NvrtcCompiler::Create(
+      EmbeddedKernelSources(), {"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh", "gpu/kernels/rows.cuh"}, macros);
   if (!created.ok()) {
     std::printf("%s\n", std::string(created.status().message()).c_str());
     return 1;

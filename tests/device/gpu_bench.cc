@@ -336,6 +336,25 @@ void Bench(GemmLauncher& launcher, TestKernels& kernels, CublasLt& cublas, Timer
   bench.ResetOutput();
   functions[0]();
   Must(cudaDeviceSynchronize(), "running");
+  // The same product where only the GPU knows how many rows each group has.
+  const bool masked = product.kind == "masked";
+  std::vector<int> masked_m(product.groups.begin(), product.groups.end());
+  const DeviceBuffer values(static_cast<int64_t>(masked_m.size() * sizeof(int)));
+  const DeviceBuffer rows_in_use(values.byte_size());
+  Must(cudaMemcpy(values.data(), masked_m.data(), masked_m.size() * sizeof(int), cudaMemcpyHostToDevice), "rows");
+  GemmCall unknown = call;
+  unknown.group_rows = reinterpret_cast<int*>(rows_in_use.data());
+  for (Segment& s : unknown.segments) s.row_end = static_cast<int>(product.m);
+  if (masked) {
+    functions.push_back([&] {
+      const int most = static_cast<int>(product.m);
+      absl::Status status = launcher.LaunchClampRows(
+          {values.data(), reinterpret_cast<int*>(rows_in_use.data()), static_cast<int>(masked_m.size()), most},
+          nullptr);
+      status.Update(launcher.Launch(unknown, nullptr));
+      if (!status.ok()) std::printf("%s\n", status.ToString().c_str());
+    });
+  }
   const int64_t rows = product.kind == "dense" || product.kind == "kgrouped"
                            ? product.m
                            : 64 * static_cast<int64_t>(product.groups.size());
@@ -344,8 +363,13 @@ void Bench(GemmLauncher& launcher, TestKernels& kernels, CublasLt& cublas, Timer
   std::printf("{\"shape\":\"%s\",\"us\":%.2f,\"config\":\"%s\",\"tflops\":%.1f,\"ok\":%s", product.Name().c_str(), us,
               Describe(configs[0].traits).c_str(), bench.flops() / us / 1e6, outcome.ok ? "true" : "false");
   if (has_peer) std::printf(",\"cublaslt_us\":%.2f,\"ratio\":%.3f", times.back(), us / times.back());
-  if (options.sweep) {
+  if (masked) {
+    std::printf(",\"rows_in_gpu_memory_us\":%.2f,\"config_for_m_max\":\"%s\"", times.back(),
+                Describe(launcher.ConfigOf(unknown).traits).c_str());
+  }
+  if (options.sweep || options.orders) {
     std::vector<std::pair<double, std::string>> order;
+  if (masked) labels.push_back(label(absl::StrCat("rows in GPU memory ", Describe(launcher.ConfigOf(unknown).traits))));
     for (size_t i = 1; i < configs.size(); ++i) order.push_back({times[i], Describe(configs[i].traits)});
     std::sort(order.begin(), order.end());
     std::printf(",\"sweep\":{");
