@@ -3,10 +3,12 @@
 // evicted before each call, operands are random, times come from events around one launch, and the median counts.
 // Prints one JSON object per line.
 //
-//   gpu_bench [--sweep] [--rounds=N] [--dense=M,N,K;..] [--filter=TEXT] [--cache=DIR] [--threads=N] [--row-major]
+//   gpu_bench [--sweep] [--orders] [--rounds=N] [--dense=M,N,K;..] [--filter=TEXT] [--cache=DIR] [--threads=N]
+//   [--row-major]
 //             [--plan=FILE]
 //
-// --sweep times every configuration, not only the selected one. --plan writes what ran between which two evictions of
+// --sweep times every configuration, not only the selected one. --orders times the selected one with other bands of
+// tiles, and large tiles that share B in clusters, be it grouped. --plan writes what ran between which two evictions of
 // L2, for a profiler that reads kernel times (profile_bench.py loads this program as a library and does so): a line for
 // each call, `shape|what|FLOPs|bytes|shape as tables of other libraries name it`.
 #include "gpu/cuda/gemm_launcher.h"
@@ -271,6 +273,7 @@ std::vector<BenchShape> ParseDense(const std::string& text) {
 
 struct BenchOptions {
   bool sweep = false;
+  bool orders = false;
   int rounds = 15;
   int threads = 2;
   std::string plan;
@@ -300,6 +303,16 @@ void Bench(GemmLauncher& launcher, TestKernels& kernels, CublasLt& cublas, Timer
       configs.push_back({traits, BandOf(traits, launcher.sms())});
     }
   }
+  if (options.orders) {
+    std::vector<GemmTraits> large = {configs[0].traits};
+    for (const TileChoice& tile : {TileChoice{256, 128, false, Multicast::kB}, {128, 192, false, Multicast::kB}}) {
+      const GemmTraits traits = TraitsOf(tile, call.scaling, call.output, grouping);
+      if (traits.legal()) large.push_back(traits);
+    }
+    for (const GemmTraits& traits : large) {
+      for (const int band : {BandOf(traits, launcher.sms()), 2, 4, 8, 16, 32}) configs.push_back({traits, band});
+    }
+  }
   std::vector<std::function<void()>> functions;
   for (const GemmConfig& config : configs) {
     functions.push_back([&launcher, &call, config] {
@@ -323,19 +336,6 @@ void Bench(GemmLauncher& launcher, TestKernels& kernels, CublasLt& cublas, Timer
       }
     }
   }
-  const auto label = [&](const std::string& what) {
-    return absl::StrFormat("%s|%s|%.17g|%.17g|%s", product.Name(), what, bench.flops(), LeastBytes(call),
-                           target.target);
-  };
-  std::vector<std::string> labels;
-  for (size_t i = 0; i < configs.size(); ++i) {
-    labels.push_back(label(absl::StrCat(i == 0 ? "selected " : "", Describe(configs[i].traits))));
-  }
-  if (has_peer) labels.push_back(label("cublaslt"));
-  const std::vector<double> times = timer.Medians(functions, labels, options.rounds);
-  bench.ResetOutput();
-  functions[0]();
-  Must(cudaDeviceSynchronize(), "running");
   // The same product where only the GPU knows how many rows each group has.
   const bool masked = product.kind == "masked";
   std::vector<int> masked_m(product.groups.begin(), product.groups.end());
@@ -355,6 +355,21 @@ void Bench(GemmLauncher& launcher, TestKernels& kernels, CublasLt& cublas, Timer
       if (!status.ok()) std::printf("%s\n", status.ToString().c_str());
     });
   }
+  const auto label = [&](const std::string& what) {
+    return absl::StrFormat("%s|%s|%.17g|%.17g|%s", product.Name(), what, bench.flops(), LeastBytes(call),
+                           target.target);
+  };
+  std::vector<std::string> labels;
+  for (size_t i = 0; i < configs.size(); ++i) {
+    labels.push_back(label(absl::StrCat(i == 0 ? "selected " : "", Describe(configs[i].traits),
+                                        options.orders && i > 0 ? absl::StrCat(" band ", configs[i].band) : "")));
+  }
+  if (has_peer) labels.push_back(label("cublaslt"));
+  if (masked) labels.push_back(label(absl::StrCat("rows in GPU memory ", Describe(launcher.ConfigOf(unknown).traits))));
+  const std::vector<double> times = timer.Medians(functions, labels, options.rounds);
+  bench.ResetOutput();
+  functions[0]();
+  Must(cudaDeviceSynchronize(), "running");
   const int64_t rows = product.kind == "dense" || product.kind == "kgrouped"
                            ? product.m
                            : 64 * static_cast<int64_t>(product.groups.size());
@@ -369,8 +384,9 @@ void Bench(GemmLauncher& launcher, TestKernels& kernels, CublasLt& cublas, Timer
   }
   if (options.sweep || options.orders) {
     std::vector<std::pair<double, std::string>> order;
-  if (masked) labels.push_back(label(absl::StrCat("rows in GPU memory ", Describe(launcher.ConfigOf(unknown).traits))));
-    for (size_t i = 1; i < configs.size(); ++i) order.push_back({times[i], Describe(configs[i].traits)});
+    for (size_t i = 1; i < configs.size(); ++i) {
+      order.push_back({times[i], absl::StrCat(Describe(configs[i].traits), " band ", configs[i].band)});
+    }
     std::sort(order.begin(), order.end());
     std::printf(",\"sweep\":{");
     for (size_t i = 0; i < order.size(); ++i)
@@ -387,6 +403,7 @@ int Main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     if (argument == "--sweep") options.sweep = true;
+    if (argument == "--orders") options.orders = true;
     if (argument == "--row-major") options.row_major = true;
     if (absl::StartsWith(argument, "--rounds=")) options.rounds = std::atoi(argument.c_str() + 9);
     if (absl::StartsWith(argument, "--threads=")) options.threads = std::atoi(argument.c_str() + 10);
