@@ -16,6 +16,7 @@ std::optional<BatchKey> BatchKeyOf(const Gemm& gemm) {
   if (gemm.op != Op::kDense && gemm.op != Op::kMGroupedContiguous && gemm.op != Op::kMGroupedMasked) {
     return std::nullopt;
   }
+  if (gemm.masked_on_device) return std::nullopt;
   return BatchKey{.op = gemm.op,
                   .scaling = gemm.scaling,
                   .accumulate = gemm.accumulate,

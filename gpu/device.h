@@ -28,6 +28,8 @@ class DeviceMemory {
   // Copies [offset, offset + byte_size) to host memory, for small arrays that the job check reads (groups).
   // Errors: OUT_OF_RANGE if the memory is no longer there (a shared-memory object was truncated).
   virtual absl::Status ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const = 0;
+  // Whether it is the device's own memory: there ReadBytes may have to wait behind the copies of running batches.
+  virtual bool on_device() const { return false; }
 };
 
 struct RegionSpec {

@@ -47,7 +47,10 @@ struct Gemm {
   int64_t k = 0;                     // kKGrouped: sum of K_g. Copy: bytes.
   int64_t groups = 0;                // 0 for operations without groups.
   std::vector<RowSegment> segments;  // m-grouped operations, by group, then row.
-  std::vector<int64_t> ks;           // kKGrouped: K_g.
+  // kMGroupedMasked: masked_m lies in the device's memory, and was not read. The device takes it from there (operand
+  // kGroups) when it computes, each value brought into [0, M_max]; `segments` are all rows of all groups.
+  bool masked_on_device = false;
+  std::vector<int64_t> ks;  // kKGrouped: K_g.
   std::array<Operand, kOperandCount> operands;
 
   const Operand& operand(OperandIndex index) const { return operands[static_cast<size_t>(index)]; }

@@ -303,6 +303,12 @@ class Check {
 
   Reason CheckGroups() {
     if (!rules_.operand(OperandIndex::kGroups).taken) return {};
+    if (RowsStayOnDevice()) {
+      gemm_.masked_on_device = true;
+      for (int64_t group = 0; group < gemm_.groups && gemm_.m > 0; ++group)
+        gemm_.segments.push_back({group, 0, gemm_.m});
+      return {};
+    }
     std::vector<int64_t> values;
     if (const Reason reason = ReadGroupArray(values); Failed(reason)) return reason;
     if (job_.op == Op::kKGrouped) return CheckKGroups(std::move(values));
@@ -313,6 +319,16 @@ class Check {
         .groups = gemm_.groups,
         .alignment = job_.group_alignment == 0 ? kDefaultAlignment : static_cast<int64_t>(job_.group_alignment)};
     return AppendSegments(spec, values, gemm_.segments);
+  }
+
+  // Whether masked_m need not be read here, where it would wait behind the copies of running batches: its rows are
+  // all on the device, so nothing has to be copied by rows, and whatever its values are, clamped they are right.
+  bool RowsStayOnDevice() const {
+    if (job_.op != Op::kMGroupedMasked) return false;
+    for (const OperandIndex index : {OperandIndex::kGroups, OperandIndex::kA, OperandIndex::kSfa, OperandIndex::kD}) {
+      if (gemm_.operand(index).present() && !gemm_.operand(index).memory->on_device()) return false;
+    }
+    return true;
   }
 
   // Copies the array out of shared memory once; everything after works on the copy.

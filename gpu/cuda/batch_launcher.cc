@@ -5,6 +5,7 @@
 #include "gpu/cuda_status.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <utility>
 
@@ -41,19 +42,6 @@ KernelOutput OutputOf(const Gemm& gemm) {
   return gemm.accumulate ? KernelOutput::kF32Add : KernelOutput::kF32;
 }
 
-// Which rows of D a job writes, as segments of its own matrices.
-SegmentList SegmentsOf(const Gemm& gemm) {
-  const int k = static_cast<int>(gemm.k);
-  if (gemm.op == Op::kDense) return {{0, 0, 0, static_cast<int>(gemm.m), k, 0}};
-  SegmentList segments;
-  for (const RowSegment& rows : gemm.segments) {
-    const int group = static_cast<int>(rows.group);
-    segments.push_back({gemm.op == Op::kMGroupedMasked ? group : 0, group, static_cast<int>(rows.begin),
-                        static_cast<int>(rows.end), k, 0});
-  }
-  return segments;
-}
-
 absl::Status ReturnRows(Staging& staging, const GpuWindow& d, const Operand& operand, const SegmentList& segments) {
   for (const Segment& rows : segments) {
     if (absl::Status status = staging.Return(d, operand, rows.batch, rows.row_begin, rows.row_end); !status.ok())
@@ -67,13 +55,14 @@ bool SameWindow(const Operand& a, const Operand& b) {
          a.dtype == b.dtype;
 }
 
-// Jobs whose rows can be multiplied as one matrix: same weights, rank-2 A and D, nothing to add to.
+// Jobs whose rows can be multiplied together: same weights, known rows, nothing to add to.
 bool CanShareLaunch(const Batch& batch) {
   const Gemm& first = batch.jobs[0].gemm;
   return std::all_of(batch.jobs.begin(), batch.jobs.end(), [&](const Job& job) {
     const Gemm& gemm = job.gemm;
-    return (gemm.op == Op::kDense || gemm.op == Op::kMGroupedContiguous) && gemm.op == first.op &&
-           gemm.scaling == first.scaling && !gemm.accumulate && gemm.n == first.n && gemm.k == first.k &&
+    const bool has_rows = gemm.op == Op::kDense || gemm.op == Op::kMGroupedContiguous || gemm.op == Op::kMGroupedMasked;
+    return has_rows && !gemm.masked_on_device && gemm.op == first.op && gemm.scaling == first.scaling &&
+           !gemm.accumulate && gemm.n == first.n && gemm.k == first.k &&
            gemm.operand(OperandIndex::kA).dtype == first.operand(OperandIndex::kA).dtype &&
            gemm.operand(OperandIndex::kD).dtype == first.operand(OperandIndex::kD).dtype &&
            SameWindow(gemm.operand(OperandIndex::kB), first.operand(OperandIndex::kB)) &&
@@ -85,8 +74,10 @@ const CudaMemory& MemoryOf(const Operand& operand) { return static_cast<const Cu
 
 char* AddressOf(const Operand& operand) { return MemoryOf(operand).address() + operand.offset; }
 
-// Scale factors of a row side by side.
-bool IsRowMajor(const Operand& scales) { return scales.shape[1] <= 1 || scales.strides[1] == 1; }
+// The first of some rows, in elements from the first of all.
+int64_t OffsetOf(const Segment& rows, int rank, const std::array<int64_t, kMaxRank>& strides) {
+  return rows.row_begin * strides[static_cast<size_t>(rank - 2)] + (rank == 3 ? rows.batch * strides[0] : 0);
+}
 
 // A job whose memory is gone must fail alone.
 bool AllStillThere(const Batch& batch) {
@@ -102,7 +93,9 @@ bool AllStillThere(const Batch& batch) {
 
 std::vector<absl::Status> BatchLauncher::Launch(const Batch& batch, cudaStream_t stream) {
   if (batch.jobs.size() > 1 && CanShareLaunch(batch) && AllStillThere(batch)) {
-    return std::vector<absl::Status>(batch.jobs.size(), LaunchTogether(batch, stream));
+    const PackedRows packed(batch);
+    if (PackingSaves(batch, packed))
+      return std::vector<absl::Status>(batch.jobs.size(), LaunchTogether(batch, packed, stream));
   }
   std::vector<absl::Status> statuses;
   for (const Job& job : batch.jobs) statuses.push_back(LaunchJob(job.gemm, stream));
@@ -211,7 +204,10 @@ absl::Status BatchLauncher::Multiply(const Gemm& gemm, cudaStream_t stream) {
   call.segments = SegmentsOf(gemm);
   call.clip_rows = gemm.op != Op::kDense;
   if (call.segments.empty() || gemm.n == 0) return absl::OkStatus();
-  absl::StatusOr<GpuWindow> a = staging.Input(gemm.operand(OperandIndex::kA));
+  if (gemm.masked_on_device) {
+    if (absl::Status status = CountRows(gemm, staging, stream, &call); !status.ok()) return status;
+  }
+  absl::StatusOr<GpuWindow> a = InputOf(staging, gemm, OperandIndex::kA);
   if (!a.ok()) return a.status();
   absl::StatusOr<GpuWindow> b = staging.Input(gemm.operand(OperandIndex::kB));
   if (!b.ok()) return b.status();
@@ -220,7 +216,7 @@ absl::Status BatchLauncher::Multiply(const Gemm& gemm, cudaStream_t stream) {
     if (gemm.operand(OperandIndex::kA).dtype == DType::kBf16) {
       status = QuantizeRows(staging, stream, &*a, &call.sfa);
     } else {
-      absl::StatusOr<GpuWindow> sfa = staging.Input(gemm.operand(OperandIndex::kSfa));
+      absl::StatusOr<GpuWindow> sfa = InputOf(staging, gemm, OperandIndex::kSfa);
       status = sfa.status();
       if (sfa.ok()) call.sfa = ScalesOf(*sfa);
     }
@@ -239,6 +235,16 @@ absl::Status BatchLauncher::Multiply(const Gemm& gemm, cudaStream_t stream) {
   call.d = MatrixOf(*d);
   if (absl::Status status = launcher_.Launch(call, stream); !status.ok()) return status;
   return ReturnRows(staging, *d, output, call.segments);
+}
+
+absl::Status BatchLauncher::CountRows(const Gemm& gemm, Staging& staging, cudaStream_t stream, GemmCall* call) {
+  absl::StatusOr<char*> rows = staging.Allocate(gemm.groups * static_cast<int64_t>(sizeof(int)));
+  if (!rows.ok()) return rows.status();
+  int* group_rows = reinterpret_cast<int*>(*rows);
+  call->group_rows = group_rows;
+  return launcher_.LaunchClampRows({AddressOf(gemm.operand(OperandIndex::kGroups)), group_rows,
+                                    static_cast<int>(gemm.groups), static_cast<int>(gemm.m)},
+                                   stream);
 }
 
 absl::Status BatchLauncher::MultiplyDepth(const Gemm& gemm, cudaStream_t stream) {
@@ -282,104 +288,112 @@ absl::Status BatchLauncher::MultiplyDepth(const Gemm& gemm, cudaStream_t stream)
   return ReturnRows(staging, *d, output, call.segments);
 }
 
-absl::Status BatchLauncher::LaunchTogether(const Batch& batch, cudaStream_t stream) {
-  const Gemm& first = batch.jobs[0].gemm;
-  int64_t rows = 0;
-  for (const Job& job : batch.jobs) rows += job.gemm.m;
-  Staging staging(stream, empty_);
-  // The packed operands, as one job's.
-  Gemm all = first;
-  all.m = rows;
-  const bool has_scales = first.operand(OperandIndex::kSfa).present();
-  const int64_t blocks = CeilDiv(first.k, 128);
-  const int64_t a_element = ByteSize(first.operand(OperandIndex::kA).dtype);
-  const int64_t d_element = ByteSize(first.operand(OperandIndex::kD).dtype);
-  const int64_t a_pitch = CeilDiv(first.k * a_element, 16) * 16;
-  const int64_t d_pitch = CeilDiv(first.n * d_element, 16) * 16;
-  // M-major if all are; else row-major, which an M-major source reaches by copies of single elements.
-  const bool m_major = has_scales && std::none_of(batch.jobs.begin(), batch.jobs.end(), [](const Job& job) {
-                         return IsRowMajor(job.gemm.operand(OperandIndex::kSfa));
-                       });
-  const int64_t sf_pitch = m_major ? CeilDiv(rows, 4) * 4 : blocks;
-  absl::StatusOr<char*> a_data = staging.Allocate(rows * a_pitch);
-  absl::StatusOr<char*> sf_data = staging.Allocate(!has_scales ? 0 : (m_major ? blocks : rows) * sf_pitch * 4);
-  absl::StatusOr<char*> d_data = staging.Allocate(rows * d_pitch);
-  absl::Status status = a_data.status();
-  status.Update(sf_data.status());
-  status.Update(d_data.status());
-  if (!status.ok() || rows == 0 || first.n == 0) return status;
+absl::StatusOr<GpuWindow> BatchLauncher::InputOf(Staging& staging, const Gemm& gemm, OperandIndex index) {
+  const Operand& operand = gemm.operand(index);
+  const bool by_rows = gemm.op == Op::kMGroupedMasked && !gemm.masked_on_device;
+  return by_rows ? staging.InputRows(operand, gemm.segments) : staging.Input(operand);
+}
 
+absl::StatusOr<GpuWindow> BatchLauncher::Gather(Staging& staging, cudaStream_t stream, const Batch& batch,
+                                                const PackedRows& packed, OperandIndex index) {
+  const Operand& first = batch.jobs[0].gemm.operand(index);
+  const bool scales = index == OperandIndex::kSfa;
+  const int64_t columns = first.shape[static_cast<size_t>(first.rank - 1)];
+  const int64_t element = ByteSize(first.dtype);
+  GpuWindow all{nullptr, 2, element, {packed.rows(), columns}, {}};
+  // Scale factors M-major, which the kernels read fastest.
+  const int64_t pitch = CeilDiv((scales ? packed.rows() : columns) * element, 16) * 16 / element;
+  if (scales) {
+    all.strides = {1, pitch};
+  } else {
+    all.strides = {pitch, 1};
+  }
+  absl::StatusOr<char*> data = staging.Allocate((scales ? columns : packed.rows()) * pitch * element);
+  if (!data.ok()) return data.status();
+  all.data = *data;
+  std::vector<GpuWindow> windows;
+  for (const Job& job : batch.jobs) {
+    absl::StatusOr<GpuWindow> window = InputOf(staging, job.gemm, index);
+    if (!window.ok()) return window.status();
+    windows.push_back(*window);
+  }
+  RowMoves moves;
+  for (const PackedRun& run : packed.runs()) {
+    const GpuWindow& window = windows[run.job];
+    const auto row = static_cast<size_t>(window.rank - 2);
+    const char* from = window.data + OffsetOf(run.rows, window.rank, window.strides) * element;
+    char* to = all.data + run.packed * all.strides[0] * element;
+    const int64_t rows = run.rows.row_end - run.rows.row_begin;
+    if (scales) {
+      moves.AddElements(to, 1, pitch, from, window.strides[row], window.strides[row + 1], rows, columns);
+    } else {
+      moves.AddRows(to, pitch * element, from, window.strides[row] * element, columns * element, rows);
+    }
+  }
+  if (absl::Status status = launcher_.LaunchMoveRows(moves.InPieces(), moves.unit(), stream); !status.ok())
+    return status;
+  return all;
+}
+
+absl::Status BatchLauncher::Scatter(const GpuWindow& all, cudaStream_t stream, const Batch& batch,
+                                    const PackedRows& packed) {
+  RowMoves moves;
+  for (const PackedRun& run : packed.runs()) {
+    const Operand& d = batch.jobs[run.job].gemm.operand(OperandIndex::kD);
+    char* to = AddressOf(d) + OffsetOf(run.rows, d.rank, d.strides) * all.element_bytes;
+    const int64_t to_pitch = d.strides[static_cast<size_t>(d.rank - 2)] * all.element_bytes;
+    const int64_t from_pitch = all.strides[0] * all.element_bytes;
+    const char* from = all.data + run.packed * from_pitch;
+    const int64_t width = all.shape[1] * all.element_bytes;
+    const int64_t rows = run.rows.row_end - run.rows.row_begin;
+    if (MemoryOf(d).on_device()) {
+      moves.AddRows(to, to_pitch, from, from_pitch, width, rows);
+      continue;
+    }
+    if (absl::Status status = CopyRows(to, to_pitch, from, from_pitch, width, rows, stream); !status.ok())
+      return status;
+  }
+  return launcher_.LaunchMoveRows(moves.InPieces(), moves.unit(), stream);
+}
+
+absl::Status BatchLauncher::LaunchTogether(const Batch& batch, const PackedRows& packed, cudaStream_t stream) {
+  const Gemm& first = batch.jobs[0].gemm;
+  if (packed.rows() == 0 || first.n == 0) return absl::OkStatus();
+  Staging staging(stream, empty_);
   GemmCall call;
   call.scaling = ScalingOf(first);
   call.output = OutputOf(first);
-  int64_t row = 0;
-  for (const Job& job : batch.jobs) {
-    const Gemm& gemm = job.gemm;
-    const Operand& a = gemm.operand(OperandIndex::kA);
-    status.Update(CopyRows(*a_data + row * a_pitch, a_pitch, AddressOf(a), a.strides[0] * a_element, gemm.k * a_element,
-                           gemm.m, stream));
-    if (has_scales && gemm.m > 0) {
-      const Operand& sfa = gemm.operand(OperandIndex::kSfa);
-      if (m_major) {
-        status.Update(
-            CopyRows(*sf_data + row * 4, sf_pitch * 4, AddressOf(sfa), sfa.strides[1] * 4, gemm.m * 4, blocks, stream));
-      } else if (IsRowMajor(sfa)) {
-        status.Update(CopyRows(*sf_data + row * blocks * 4, blocks * 4, AddressOf(sfa), sfa.strides[0] * 4, blocks * 4,
-                               gemm.m, stream));
-      } else {
-        for (int64_t block = 0; block < blocks; ++block) {
-          status.Update(CopyRows(*sf_data + (row * blocks + block) * 4, blocks * 4,
-                                 AddressOf(sfa) + block * sfa.strides[1] * 4, 4, 4, gemm.m, stream));
-        }
-      }
-    }
-    for (Segment segment : SegmentsOf(gemm)) {
-      segment.row_begin += static_cast<int>(row);
-      segment.row_end += static_cast<int>(row);
-      if (segment.row_begin < segment.row_end) call.segments.push_back(segment);
-    }
-    row += gemm.m;
-  }
-  if (!status.ok()) return status;
-  if (first.op == Op::kDense) {
-    call.segments = {{0, 0, 0, static_cast<int>(rows), static_cast<int>(first.k), 0}};
-  } else {
-    // Tiles of one group run together, so that its weights are read from memory once.
-    std::stable_sort(call.segments.begin(), call.segments.end(),
-                     [](const Segment& x, const Segment& y) { return x.group < y.group; });
-    call.clip_rows = true;
-  }
+  call.segments = packed.segments();
+  call.clip_rows = first.op != Op::kDense;
+  absl::StatusOr<GpuWindow> a = Gather(staging, stream, batch, packed, OperandIndex::kA);
+  if (!a.ok()) return a.status();
   absl::StatusOr<GpuWindow> b = staging.Input(first.operand(OperandIndex::kB));
   if (!b.ok()) return b.status();
-  GpuWindow a{*a_data, 2, a_element, {rows, first.k}, {a_pitch / a_element, 1}};
   if (call.scaling != KernelScaling::kBf16) {
-    if (has_scales) {
-      call.sfa = {reinterpret_cast<const float*>(*sf_data), 0, m_major ? 1 : sf_pitch, m_major ? sf_pitch : 1};
-    } else if (status = QuantizeRows(staging, stream, &a, &call.sfa); !status.ok()) {
-      return status;
+    absl::Status status;
+    if (first.operand(OperandIndex::kSfa).present()) {
+      const absl::StatusOr<GpuWindow> sfa = Gather(staging, stream, batch, packed, OperandIndex::kSfa);
+      status = sfa.status();
+      if (sfa.ok()) call.sfa = ScalesOf(*sfa);
+    } else {
+      status = QuantizeRows(staging, stream, &*a, &call.sfa);
     }
-    absl::StatusOr<GpuWindow> sfb = staging.Input(first.operand(OperandIndex::kSfb));
-    if (!sfb.ok()) return sfb.status();
-    call.sfb = ScalesOf(*sfb);
-    if (status = CheckScales(call.sfb); !status.ok()) return status;
+    const absl::StatusOr<GpuWindow> sfb = staging.Input(first.operand(OperandIndex::kSfb));
+    status.Update(sfb.status());
+    if (sfb.ok()) call.sfb = ScalesOf(*sfb);
+    status.Update(CheckScales(call.sfb));
+    if (!status.ok()) return status;
   }
-  call.a = MatrixOf(a);
+  const int64_t d_element = ByteSize(first.operand(OperandIndex::kD).dtype);
+  const int64_t d_pitch = CeilDiv(first.n * d_element, 16) * 16 / d_element;
+  absl::StatusOr<char*> d_data = staging.Allocate(packed.rows() * d_pitch * d_element);
+  if (!d_data.ok()) return d_data.status();
+  const GpuWindow d{*d_data, 2, d_element, {packed.rows(), first.n}, {d_pitch, 1}};
+  call.a = MatrixOf(*a);
   call.b = MatrixOf(*b);
-  call.d = {*d_data, 1, rows, first.n, 0, d_pitch / d_element};
-  if (status = launcher_.Launch(call, stream); !status.ok()) return status;
-
-  row = 0;
-  for (const Job& job : batch.jobs) {
-    const Gemm& gemm = job.gemm;
-    const Operand& d = gemm.operand(OperandIndex::kD);
-    for (const Segment& segment : SegmentsOf(gemm)) {
-      status.Update(CopyRows(AddressOf(d) + segment.row_begin * d.strides[0] * d_element, d.strides[0] * d_element,
-                             *d_data + (row + segment.row_begin) * d_pitch, d_pitch, gemm.n * d_element,
-                             segment.row_end - segment.row_begin, stream));
-    }
-    row += gemm.m;
-  }
-  return status;
+  call.d = MatrixOf(d);
+  if (absl::Status status = launcher_.Launch(call, stream); !status.ok()) return status;
+  return Scatter(d, stream, batch, packed);
 }
 
 }  // namespace gemmd

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Puts the work of a batch into a stream: copies in, kernels, copies out. Jobs that share weights share a launch: their
-// rows are packed one after another, which costs nothing for rows that come from host memory anyway. Worker's loop
-// only.
+// Puts the work of a batch into a stream: copies in, kernels, copies out. Jobs that share weights share a launch where
+// that saves more than packing their rows costs (packed_rows.h). Worker's loop only.
 #ifndef GEMMD_GPU_CUDA_BATCH_LAUNCHER_H_
 #define GEMMD_GPU_CUDA_BATCH_LAUNCHER_H_
 
 #include "gpu/cuda/gemm_call.h"
 #include "gpu/cuda/gemm_launcher.h"
+#include "gpu/cuda/packed_rows.h"
 #include "gpu/cuda/staging.h"
 #include "gpu/job.h"
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include <cuda_runtime_api.h>
 
 #include <vector>
@@ -27,11 +28,22 @@ class BatchLauncher {
 
  private:
   absl::Status LaunchJob(const Gemm& gemm, cudaStream_t stream);
-  absl::Status LaunchTogether(const Batch& batch, cudaStream_t stream);
+  absl::Status LaunchTogether(const Batch& batch, const PackedRows& packed, cudaStream_t stream);
   absl::Status Copy(const Gemm& gemm, cudaStream_t stream);
   absl::Status Quantize(const Gemm& gemm, cudaStream_t stream);
   absl::Status Multiply(const Gemm& gemm, cudaStream_t stream);
   absl::Status MultiplyDepth(const Gemm& gemm, cudaStream_t stream);
+
+  // A or SFA on the GPU, or what is multiplied of it.
+  static absl::StatusOr<GpuWindow> InputOf(Staging& staging, const Gemm& gemm, OperandIndex index);
+
+  // Has the GPU count the rows in use of each group.
+  absl::Status CountRows(const Gemm& gemm, Staging& staging, cudaStream_t stream, GemmCall* call);
+
+  // A or SFA of all jobs as one matrix on the GPU; and D from such a matrix to where the jobs want it.
+  absl::StatusOr<GpuWindow> Gather(Staging& staging, cudaStream_t stream, const Batch& batch, const PackedRows& packed,
+                                   OperandIndex index);
+  absl::Status Scatter(const GpuWindow& all, cudaStream_t stream, const Batch& batch, const PackedRows& packed);
 
   // Replaces BF16 `a` by e4m3 and fills in its scales.
   absl::Status QuantizeRows(Staging& staging, cudaStream_t stream, GpuWindow* a, ScaleView* sfa);

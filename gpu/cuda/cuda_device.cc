@@ -308,7 +308,7 @@ uint64_t CudaDevice::PredictNanos(const Gemm& gemm) const {
     if (!operand.present()) continue;
     double bytes = static_cast<double>(ByteSize(operand.dtype));
     for (int i = 0; i < operand.rank; ++i) bytes *= static_cast<double>(operand.shape[static_cast<size_t>(i)]);
-    (static_cast<const CudaMemory&>(*operand.memory).on_gpu() ? gpu_bytes : host_bytes) += bytes;
+    (static_cast<const CudaMemory&>(*operand.memory).on_device() ? gpu_bytes : host_bytes) += bytes;
   }
   const double flops =
       gemm.n == 0 ? 0

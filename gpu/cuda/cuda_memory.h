@@ -18,14 +18,14 @@
 
 namespace gemmd {
 
-// A DeviceMemory with an address that kernels (on_gpu) or copies can use.
+// A DeviceMemory with an address that kernels (on_device) or copies can use.
 class CudaMemory : public DeviceMemory {
  public:
   uint64_t byte_size() const override { return byte_size_; }
   char* address() const { return address_; }
   // OUT_OF_RANGE if the memory has become smaller than it was registered.
   virtual absl::Status CheckStillThere() const { return absl::OkStatus(); }
-  bool on_gpu() const { return on_gpu_; }
+  bool on_device() const override { return on_gpu_; }
 
  protected:
   CudaMemory(uint64_t byte_size, bool on_gpu) : byte_size_(byte_size), on_gpu_(on_gpu) {}

@@ -37,6 +37,9 @@ struct GemmCall {
   ScaleView sfb = {};
   SegmentList segments;
   bool clip_rows = false;  // Rows of D beyond a segment must stay untouched.
+  // Where only the GPU knows how many rows of each segment there are (LaunchClampRows): their numbers in GPU memory.
+  // Segment i is then batch i times group i, from row 0 to the most rows that there may be.
+  const int* group_rows = nullptr;
 
   // k-grouped only: A and B of each segment as single matrices, [M, K_g] and [N, K_g]; `a` and `b` are then unused.
   std::vector<MatrixView> segment_a;

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <atomic>
 #include <functional>
+#include <limits>
 #include <thread>
 #include <utility>
 
@@ -18,6 +19,19 @@ namespace {
 
 constexpr size_t kChoiceLimit = 65536;  // Remembered shapes; beyond that all are forgotten.
 constexpr unsigned kStartThreads = 8;   // Compile the fallbacks at most; one for each core.
+
+// The kernels beside GEMMs.
+const char* QuantizeExpression(QuantizeInput input, QuantizeShape shape) {
+  const bool bf16 = input == QuantizeInput::kBf16;
+  if (shape == QuantizeShape::kRow) return bf16 ? "gemmd::QuantizeRows<gemmd::Bf16>" : "gemmd::QuantizeRows<float>";
+  return bf16 ? "gemmd::QuantizeBlocks<gemmd::Bf16>" : "gemmd::QuantizeBlocks<float>";
+}
+const char* MoveExpression(int unit) {
+  return unit == 16  ? "gemmd::MoveRows<uint4>"
+         : unit == 4 ? "gemmd::MoveRows<unsigned int>"
+                     : "gemmd::MoveRows<unsigned char>";
+}
+constexpr const char* kClampExpression = "gemmd::ClampRows<int>";
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -28,6 +42,7 @@ Grouping GroupingOf(const GemmCall& call) {
 
 GemmShape ShapeOf(const GemmCall& call) {
   GemmShape shape{call.scaling, call.output, GroupingOf(call), call.n(), 0, {}};
+  shape.rows.reserve(call.segments.size());
   for (const Segment& segment : call.segments) {
     shape.k = std::max<int64_t>(shape.k, segment.k);
     shape.rows.push_back(segment.row_end - segment.row_begin);
@@ -60,6 +75,17 @@ TensorMapSpec OutputSpec(const GemmTraits& traits, const MatrixView& matrix) {
   return spec;
 }
 
+CUlaunchConfig SmallLaunch(int64_t blocks_x, int64_t blocks_y, unsigned threads, cudaStream_t stream) {
+  CUlaunchConfig launch = {};
+  launch.gridDimX = static_cast<unsigned>(blocks_x);
+  launch.gridDimY = static_cast<unsigned>(blocks_y);
+  launch.gridDimZ = 1;
+  launch.blockDimX = threads;
+  launch.blockDimY = launch.blockDimZ = 1;
+  launch.hStream = stream;
+  return launch;
+}
+
 absl::Status CheckHopper(int device) {
   cudaDeviceProp properties;
   if (absl::Status status = CudaStatus(cudaGetDeviceProperties(&properties, device), "reading device properties");
@@ -80,7 +106,7 @@ GemmLauncher::~GemmLauncher() {
   cache_.reset();  // Its threads end first.
   absl::MutexLock lock(&mutex_);
   for (const auto& [traits, kernel] : loaded_) cudaLibraryUnload(kernel.module);
-  for (const auto& [kind, kernel] : quantize_) cudaLibraryUnload(kernel.module);
+  for (const auto& [expression, kernel] : small_) cudaLibraryUnload(kernel.module);
 }
 
 absl::StatusOr<std::unique_ptr<GemmLauncher>> GemmLauncher::Create(const Options& options) {
@@ -98,7 +124,8 @@ absl::StatusOr<std::unique_ptr<GemmLauncher>> GemmLauncher::Create(const Options
     return status;
   }
   absl::StatusOr<NvrtcCompiler> compiler = NvrtcCompiler::Create(
-      EmbeddedKernelSources(), {"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh"}, options.macros);
+      EmbeddedKernelSources(), {"gpu/kernels/gemm.cuh", "gpu/kernels/quantize.cuh", "gpu/kernels/rows.cuh"},
+      options.macros);
   if (!compiler.ok()) return compiler.status();
   std::optional<KernelStore> store;
   if (!options.cache_directory.empty()) {
@@ -199,11 +226,13 @@ absl::Status GemmLauncher::PrepareFallbacks() {
     if (FallbackConfig(shape).traits == traits)
       kernels.emplace_back([this, traits] { return LoadNow(traits).status(); });
   }
+  std::vector<const char*> small = {kClampExpression, MoveExpression(16), MoveExpression(4), MoveExpression(1)};
   for (const QuantizeInput input : {QuantizeInput::kBf16, QuantizeInput::kF32}) {
-    for (const QuantizeShape shape : {QuantizeShape::kRow, QuantizeShape::kBlock}) {
-      kernels.emplace_back([this, input, shape] { return QuantizeFunction(input, shape).status(); });
-    }
+    for (const QuantizeShape shape : {QuantizeShape::kRow, QuantizeShape::kBlock})
+      small.push_back(QuantizeExpression(input, shape));
   }
+  for (const char* expression : small)
+    kernels.emplace_back([this, expression] { return SmallFunction(expression).status(); });
   // Nothing else runs while a worker starts, so this may take every core; compiles beside work may not.
   std::atomic<size_t> next = 0;
   std::vector<absl::Status> statuses(kernels.size());
@@ -244,7 +273,8 @@ absl::Status GemmLauncher::Launch(const GemmCall& call, cudaStream_t stream, con
 absl::Status GemmLauncher::LaunchWith(const GemmCall& call, const GemmConfig& config, CUfunction function,
                                       cudaStream_t stream) {
   last_config_ = config;
-  const size_t limit = static_cast<size_t>(config.traits.max_segments);
+  const size_t limit =
+      call.group_rows != nullptr ? call.segments.size() : static_cast<size_t>(config.traits.max_segments);
   for (size_t first = 0; first < call.segments.size(); first += limit) {
     const size_t count = std::min(limit, call.segments.size() - first);
     absl::Status status = config.traits.map_pairs > 1 ? LaunchSegments<kMaxDepthSegments, kMaxDepthSegments>(
@@ -277,15 +307,17 @@ absl::Status GemmLauncher::LaunchSegments(const GemmCall& call, const GemmConfig
   args.band = config.band;
   args.segment_count = static_cast<int>(count);
   args.clip_rows = call.clip_rows;
+  args.group_rows = call.group_rows;
   int64_t tiles = 0;
   const int64_t columns = CeilDiv(call.n(), int64_t{traits.block_n} * traits.cluster_n());
+  const unsigned height = static_cast<unsigned>(traits.block_m * traits.cluster_m());
   for (size_t i = 0; i < count; ++i) {
     const Segment& segment = call.segments[first + i];
-    args.segments[i] = segment;
-    tiles += CeilDiv(segment.row_end - segment.row_begin, int64_t{traits.block_m} * traits.cluster_m()) * columns;
+    if (i < kMaxSegments) args.segments[i] = segment;  // More only where group_rows says what is in them.
+    tiles += (static_cast<unsigned>(segment.row_end - segment.row_begin) + height - 1) / height * columns;
   }
   if (tiles == 0) return absl::OkStatus();
-  args.tiles = static_cast<int>(tiles);
+  args.tiles = static_cast<int>(std::min<int64_t>(tiles, std::numeric_limits<int>::max()));
 
   CUlaunchAttribute attributes[2] = {};
   attributes[0].id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
@@ -303,23 +335,21 @@ absl::Status GemmLauncher::LaunchSegments(const GemmCall& call, const GemmConfig
   launch.attrs = attributes;
   launch.numAttrs = traits.cluster() > 1 ? 2 : 1;
   void* parameters[] = {&args};
+  ++launches_;
   return CudaStatus(driver_.launch_kernel(&launch, function, parameters, nullptr), "launching a GEMM");
 }
 
-absl::StatusOr<CUfunction> GemmLauncher::QuantizeFunction(QuantizeInput input, QuantizeShape shape) {
-  const int kind = static_cast<int>(input) * 2 + static_cast<int>(shape);
+absl::StatusOr<CUfunction> GemmLauncher::SmallFunction(const char* expression) {
   {
     absl::MutexLock lock(&mutex_);
-    if (const auto found = quantize_.find(kind); found != quantize_.end()) return found->second.function;
+    if (const auto found = small_.find(expression); found != small_.end()) return found->second.function;
   }
-  const std::string expression = absl::StrCat("gemmd::Quantize", shape == QuantizeShape::kRow ? "Rows" : "Blocks", "<",
-                                              input == QuantizeInput::kBf16 ? "gemmd::Bf16" : "float", ">");
   absl::StatusOr<KernelCache::KernelPointer> kernel = cache_->Get(compiler_->KeyOf(expression));
   if (!kernel.ok()) return kernel.status();
   absl::StatusOr<LoadedKernel> loaded = LoadModule(**kernel, 0);
   if (!loaded.ok()) return loaded.status();
   absl::MutexLock lock(&mutex_);
-  const auto [entry, is_new] = quantize_.emplace(kind, *loaded);
+  const auto [entry, is_new] = small_.emplace(expression, *loaded);
   if (!is_new) cudaLibraryUnload(loaded->module);
   return entry->second.function;
 }
@@ -327,7 +357,7 @@ absl::StatusOr<CUfunction> GemmLauncher::QuantizeFunction(QuantizeInput input, Q
 absl::Status GemmLauncher::LaunchQuantize(const QuantizeArgs& args, QuantizeInput input, QuantizeShape shape,
                                           cudaStream_t stream) {
   if (args.m == 0 || args.k == 0) return absl::OkStatus();
-  absl::StatusOr<CUfunction> function = QuantizeFunction(input, shape);
+  absl::StatusOr<CUfunction> function = SmallFunction(QuantizeExpression(input, shape));
   if (!function.ok()) return function.status();
   constexpr int64_t kRowsPerBlock = 8;     // Warps of a thread block: one 1x128 block each.
   constexpr int64_t kRowsPerGrid = 65535;  // The grid's second dimension.
@@ -340,16 +370,47 @@ absl::Status GemmLauncher::LaunchQuantize(const QuantizeArgs& args, QuantizeInpu
     part.x = static_cast<const char*>(args.x) + first * args.x_row_stride * input_bytes;
     part.q = args.q + first * args.q_row_stride;
     part.sf = args.sf + (shape == QuantizeShape::kRow ? first : first / 128) * args.sf_row_stride;
-    CUlaunchConfig launch = {};
-    launch.gridDimX = static_cast<unsigned>(CeilDiv(args.k, 128));
-    launch.gridDimY = static_cast<unsigned>(CeilDiv(part.m, rows));
-    launch.gridDimZ = 1;
-    launch.blockDimX = kThreads;
-    launch.blockDimY = launch.blockDimZ = 1;
-    launch.hStream = stream;
+    const CUlaunchConfig launch = SmallLaunch(CeilDiv(args.k, 128), CeilDiv(part.m, rows), kThreads, stream);
     void* parameters[] = {&part};
     absl::Status status =
         CudaStatus(driver_.launch_kernel(&launch, *function, parameters, nullptr), "launching a quantization");
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GemmLauncher::LaunchClampRows(const ClampRowsArgs& args, cudaStream_t stream) {
+  if (args.groups == 0) return absl::OkStatus();
+  absl::StatusOr<CUfunction> function = SmallFunction(kClampExpression);
+  if (!function.ok()) return function.status();
+  // One warp finds room beside a GEMM of another stream; more might have to wait for its end.
+  constexpr unsigned kThreads = kWarpThreads;
+  const CUlaunchConfig launch = SmallLaunch(CeilDiv(args.groups, kThreads), 1, kThreads, stream);
+  ClampRowsArgs copy = args;
+  void* parameters[] = {&copy};
+  return CudaStatus(driver_.launch_kernel(&launch, *function, parameters, nullptr), "counting the rows of groups");
+}
+
+absl::Status GemmLauncher::LaunchMoveRows(absl::Span<const RowMove> moves, int unit, cudaStream_t stream) {
+  if (moves.empty()) return absl::OkStatus();
+  absl::StatusOr<CUfunction> function = SmallFunction(MoveExpression(unit));
+  if (!function.ok()) return function.status();
+  constexpr unsigned kThreads = 256;
+  constexpr int64_t kPiecesPerThread = 4;
+  constexpr int64_t kMostBlocks = 64;  // For one move: no more than keep memory busy.
+  MoveRowsArgs args;
+  for (size_t first = 0; first < moves.size(); first += kMaxRowMoves) {
+    const absl::Span<const RowMove> part = moves.subspan(first, kMaxRowMoves);
+    int64_t pieces = 1;
+    for (size_t i = 0; i < part.size(); ++i) {
+      args.moves[i] = part[i];
+      pieces = std::max(pieces, int64_t{part[i].rows} * part[i].columns);
+    }
+    const int64_t blocks = std::min(CeilDiv(pieces, kThreads * kPiecesPerThread), kMostBlocks);
+    const CUlaunchConfig launch = SmallLaunch(static_cast<int64_t>(part.size()), blocks, kThreads, stream);
+    void* parameters[] = {&args};
+    absl::Status status =
+        CudaStatus(driver_.launch_kernel(&launch, *function, parameters, nullptr), "launching moves of rows");
     if (!status.ok()) return status;
   }
   return absl::OkStatus();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Launches GEMM and quantize kernels on a stream: chooses the configuration, finds or compiles the kernel, makes the
-// tensor maps, launches. Everything that can be kept between launches is kept: a dense product of a known shape on
-// known addresses takes four lookups and one driver call, and allocates nothing. One thread at a time, except Prepare;
-// the launcher's GPU is the thread's current device.
+// Launches GEMMs, and the small kernels around them, on a stream: chooses the configuration, finds or compiles the
+// kernel, makes the tensor maps, launches. Everything that can be kept between launches is kept: a dense product of a
+// known shape on known addresses takes four lookups and one driver call, and allocates nothing. One thread at a time,
+// except Prepare; the launcher's GPU is the thread's current device.
 #ifndef GEMMD_GPU_CUDA_GEMM_LAUNCHER_H_
 #define GEMMD_GPU_CUDA_GEMM_LAUNCHER_H_
 
@@ -18,8 +18,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -50,6 +52,12 @@ class GemmLauncher {
 
   absl::Status LaunchQuantize(const QuantizeArgs& args, QuantizeInput input, QuantizeShape shape, cudaStream_t stream);
 
+  // Fills in GemmCall::group_rows for the products that follow on the stream.
+  absl::Status LaunchClampRows(const ClampRowsArgs& args, cudaStream_t stream);
+
+  // Moves pieces of `unit` bytes (16, 4 or 1) within GPU memory; any number of moves.
+  absl::Status LaunchMoveRows(absl::Span<const RowMove> moves, int unit, cudaStream_t stream);
+
   // Compiles the kernels that must always be there, on up to one thread for each core. Waits.
   absl::Status PrepareFallbacks();
 
@@ -61,6 +69,9 @@ class GemmLauncher {
 
   // The configuration that the latest Launch ran.
   const GemmConfig& last_config() const { return last_config_; }
+
+  // GEMM kernels launched so far.
+  uint64_t launches() const { return launches_; }
 
   int sms() const { return sms_; }
   KernelCache::Counts counts() const { return cache_->counts(); }
@@ -101,7 +112,7 @@ class GemmLauncher {
   absl::StatusOr<CUfunction> LoadNow(const GemmTraits& traits);
   absl::StatusOr<CUfunction> Load(const GemmTraits& traits, const CompiledKernel& kernel);
   absl::StatusOr<LoadedKernel> LoadModule(const CompiledKernel& kernel, int shared_bytes) const;
-  absl::StatusOr<CUfunction> QuantizeFunction(QuantizeInput input, QuantizeShape shape);
+  absl::StatusOr<CUfunction> SmallFunction(const char* expression) ABSL_LOCKS_EXCLUDED(mutex_);
 
   Choice& DenseChoiceOf(const GemmCall& call);
   absl::Status LaunchWith(const GemmCall& call, const GemmConfig& config, CUfunction function, cudaStream_t stream);
@@ -117,9 +128,10 @@ class GemmLauncher {
   std::unique_ptr<KernelCache> cache_;
   absl::flat_hash_map<DenseKey, Choice> dense_choices_;
   GemmConfig last_config_;
+  uint64_t launches_ = 0;
   absl::Mutex mutex_;
   absl::flat_hash_map<GemmTraits, LoadedKernel> loaded_ ABSL_GUARDED_BY(mutex_);
-  absl::flat_hash_map<int, LoadedKernel> quantize_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<std::string, LoadedKernel> small_ ABSL_GUARDED_BY(mutex_);  // By expression: all but GEMMs.
 };
 
 }  // namespace gemmd

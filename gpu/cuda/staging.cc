@@ -10,6 +10,8 @@ namespace gemmd {
 namespace {
 
 constexpr int64_t kPitchBytes = 16;  // TMA takes row pitches that are multiples of 16 bytes.
+// What a copy must save: enqueueing one takes the host about 5 us, in which PCIe moves that much.
+constexpr int64_t kWorthACopy = 256 << 10;
 
 const CudaMemory& MemoryOf(const Operand& operand) { return static_cast<const CudaMemory&>(*operand.memory); }
 
@@ -125,7 +127,7 @@ absl::StatusOr<GpuWindow> Staging::Output(const Operand& operand) {
   if (absl::Status status = MemoryOf(operand).CheckStillThere(); !status.ok()) return status;
   // Nobody has checked the strides of an operand without elements.
   if (IsEmpty(operand)) return LayOut(operand, empty_, false);
-  if (MemoryOf(operand).on_gpu()) {
+  if (MemoryOf(operand).on_device()) {
     return GpuWindow{AddressOf(operand), operand.rank, ByteSize(operand.dtype), operand.shape, operand.strides};
   }
   GpuWindow window = LayOut(operand, nullptr, SpanOf(operand) == CountOf(operand));
@@ -139,7 +141,7 @@ absl::StatusOr<GpuWindow> Staging::Output(const Operand& operand) {
 }
 
 absl::StatusOr<GpuWindow> Staging::Input(const Operand& operand) {
-  if (MemoryOf(operand).on_gpu() || IsEmpty(operand)) return Output(operand);
+  if (MemoryOf(operand).on_device() || IsEmpty(operand)) return Output(operand);
   if (absl::Status status = MemoryOf(operand).CheckStillThere(); !status.ok()) return status;
   const int64_t element = ByteSize(operand.dtype);
   const int64_t span = SpanOf(operand);
@@ -171,9 +173,29 @@ absl::StatusOr<GpuWindow> Staging::Input(const Operand& operand) {
   return window;
 }
 
+absl::StatusOr<GpuWindow> Staging::InputRows(const Operand& operand, absl::Span<const RowSegment> rows) {
+  int64_t unused = operand.shape[0] * operand.shape[1];
+  for (const RowSegment& segment : rows) unused -= segment.end - segment.begin;
+  const int64_t saved = unused * operand.shape[2] * ByteSize(operand.dtype);
+  if (MemoryOf(operand).on_device() || saved < static_cast<int64_t>(rows.size()) * kWorthACopy) return Input(operand);
+  absl::StatusOr<GpuWindow> window = Output(operand);
+  for (const RowSegment& segment : rows) {
+    if (!window.ok()) break;
+    const absl::Status status =
+        CopyPart(Direction::kToGpu, *window, operand, segment.group, segment.begin, segment.end);
+    if (!status.ok()) window = status;
+  }
+  return window;
+}
+
 absl::Status Staging::Return(const GpuWindow& window, const Operand& operand, int64_t batch, int64_t begin,
                              int64_t end) {
-  if (MemoryOf(operand).on_gpu() || IsEmpty(operand) || begin == end) return absl::OkStatus();
+  return CopyPart(Direction::kToHost, window, operand, batch, begin, end);
+}
+
+absl::Status Staging::CopyPart(Direction direction, const GpuWindow& window, const Operand& operand, int64_t batch,
+                               int64_t begin, int64_t end) {
+  if (MemoryOf(operand).on_device() || IsEmpty(operand) || begin == end) return absl::OkStatus();
   const int64_t element = window.element_bytes;
   const Dimensions dimensions = DimensionsOf(operand);
   // Rows count along the last dimension but one, whether that is the inner one (M-major) or not.
@@ -184,9 +206,13 @@ absl::Status Staging::Return(const GpuWindow& window, const Operand& operand, in
   };
   const int64_t columns = rows_inside ? end - begin : At(operand.shape, dimensions.column, 1);
   const int64_t rows = rows_inside ? At(operand.shape, dimensions.row, 1) : end - begin;
-  return CopyRows(AddressOf(operand) + offset(operand.strides), At(operand.strides, dimensions.row, columns) * element,
-                  window.data + offset(window.strides), At(window.strides, dimensions.row, columns) * element,
-                  columns * element, rows, stream_);
+  char* host = AddressOf(operand) + offset(operand.strides);
+  char* gpu = window.data + offset(window.strides);
+  const int64_t host_pitch = At(operand.strides, dimensions.row, columns) * element;
+  const int64_t gpu_pitch = At(window.strides, dimensions.row, columns) * element;
+  if (direction == Direction::kToGpu)
+    return CopyRows(gpu, gpu_pitch, host, host_pitch, columns * element, rows, stream_);
+  return CopyRows(host, host_pitch, gpu, gpu_pitch, columns * element, rows, stream_);
 }
 
 }  // namespace gemmd

@@ -10,6 +10,7 @@
 #include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include <cuda_runtime_api.h>
 
 #include <array>
@@ -45,6 +46,10 @@ class Staging {
   // The operand on the GPU, with its contents.
   absl::StatusOr<GpuWindow> Input(const Operand& operand);
 
+  // The same, with at least these rows of its matrices (`group` is the matrix): what nobody multiplies is not copied if
+  // that is worth the additional copies. For rank 3.
+  absl::StatusOr<GpuWindow> InputRows(const Operand& operand, absl::Span<const RowSegment> rows);
+
   // The operand on the GPU, without its contents. What was written must be brought back with Return.
   absl::StatusOr<GpuWindow> Output(const Operand& operand);
 
@@ -53,6 +58,11 @@ class Staging {
   absl::Status Return(const GpuWindow& window, const Operand& operand, int64_t batch, int64_t begin, int64_t end);
 
  private:
+  enum class Direction { kToGpu, kToHost };
+
+  absl::Status CopyPart(Direction direction, const GpuWindow& window, const Operand& operand, int64_t batch,
+                        int64_t begin, int64_t end);
+
   cudaStream_t stream_;
   char* empty_;
   absl::InlinedVector<void*, 6> allocations_;

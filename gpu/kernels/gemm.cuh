@@ -34,9 +34,6 @@ class Consumer {
  public:
   using Args = GemmArgs<T.max_segments, T.map_pairs>;
   static constexpr int kSums = T.column_side() / 2;  // Registers of one slab: 64 x column_side over 128 threads.
-  // Two sets of tensor core sums let the next k-block multiply while this one is promoted; they fit for one slab of
-  // up to 128 columns.
-  static constexpr bool kOverlap = T.scaled() && T.slabs() == 1 && kSums <= 64;
 
   __device__ __forceinline__ Consumer(const Args& args, SharedMap<T> shared, int warpgroup)
       : args_(args), shared_(shared), warpgroup_(warpgroup), place_(PlaceOfThread()) {}
@@ -85,7 +82,7 @@ class Consumer {
   template <int kFirstOctets>
   __device__ __forceinline__ void Multiply(int first_octets, int k_blocks, float (&total)[T.slabs()][kSums]) {
     first_octets_ = kFirstOctets > 0 ? kFirstOctets : first_octets;
-    if constexpr (kOverlap) {
+    if constexpr (T.overlapped()) {
       MultiplyOverlapped<kFirstOctets>(k_blocks, total[0]);
     } else {
       MultiplySerial<kFirstOctets>(k_blocks, total);
@@ -126,7 +123,10 @@ class Consumer {
     }
   }
 
-  __device__ __forceinline__ void WaitFull() const { WaitBarrier(shared_.full(at_.stage), at_.phase); }
+  __device__ __forceinline__ void WaitFull() const {
+    WaitBarrier(shared_.full(at_.stage), at_.phase);
+    if constexpr (T.scaled()) MeetOverScales<T>();
+  }
 
   // BF16: the tensor cores keep FP32 sums themselves. One k-block stays in flight while the next is issued.
   __device__ __forceinline__ void MultiplyPlain(int k_blocks, float (&total)[T.slabs()][kSums]) {
@@ -227,8 +227,8 @@ class Consumer {
   }
 
   // With two slabs each, the warpgroups fall out of step by themselves.
-  static constexpr bool kTakesTurns = T.scaled() && !kOverlap && T.math_warpgroups() == 2 && T.slabs() == 1;
-  static constexpr int kFirstTurnBarrier = 3;  // After those of TileStore.
+  static constexpr bool kTakesTurns = T.scaled() && !T.overlapped() && T.math_warpgroups() == 2 && T.slabs() == 1;
+  static constexpr int kFirstTurnBarrier = 3;  // After those of TileStore, before kScalesBarrier.
   // How many places a 128-block's edge can have in a tile, where the loop is compiled for each of them: selecting the
   // scale of each octet at run time costs half as much again as promotion itself. Other widths have too many places.
   static constexpr int kScaleSteps = T.swap || T.scaling != KernelScaling::kRowBlock ? 1

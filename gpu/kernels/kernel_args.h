@@ -45,6 +45,9 @@ struct GemmTraits {
   constexpr int slabs() const { return slab_side() / kSlabRows / math_warpgroups(); }  // Per math warpgroup.
   constexpr int threads() const { return (math_warpgroups() + 1) * kWarpgroupThreads; }
   constexpr bool scaled() const { return scaling != KernelScaling::kBf16; }
+  // Two sets of tensor core sums let the next k-block multiply while this one is promoted; they fit for one slab of up
+  // to 128 columns.
+  constexpr bool overlapped() const { return scaled() && slabs() == 1 && column_side() <= 128; }
   constexpr int block_k() const { return scaled() ? kRowBytes : kRowBytes / 2; }
   constexpr int output_bytes() const { return output == KernelOutput::kBf16 ? 2 : 4; }
 
@@ -142,7 +145,37 @@ struct GemmArgs {
   int segment_count;
   int tiles;       // Clusters' tiles over all segments.
   bool clip_rows;  // A tile's rows beyond row_end belong to somebody else: store them one by one.
+  // Where only the GPU knows how many rows of each group are in use: that many of batch i times group i is segment i, for
+  // segment_count segments, and segments[0].k their K. `tiles` is then the most there may be. Null elsewhere.
+  const int* group_rows;
   Segment segments[kMaxSegments];
+};
+
+// Arguments of the kernel that makes group_rows: values from others, each brought into [0, most]. They are read once, so
+// that whoever writes to them meanwhile cannot make a GEMM's warps disagree.
+struct ClampRowsArgs {
+  const void* values;
+  int* rows;
+  int groups;
+  int most;
+};
+
+// rows x columns pieces of a kernel's unit; strides in bytes.
+struct RowMove {
+  const char* from;
+  char* to;
+  long long from_row;
+  long long from_column;
+  long long to_row;
+  long long to_column;
+  int rows;
+  int columns;
+};
+
+inline constexpr int kMaxRowMoves = 256;
+
+struct MoveRowsArgs {
+  RowMove moves[kMaxRowMoves];
 };
 
 // Arguments of the quantize kernel: x [m,k] to q [m,k] and sf. Strides in elements.

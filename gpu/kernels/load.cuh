@@ -77,15 +77,38 @@ __device__ __forceinline__ void LoadOperands(const GemmArgs<T.max_segments, T.ma
   }
 }
 
-// Copies one scale factor to shared memory, and tells the stage that this thread's have arrived. compute-sanitizer does not
-// follow copies that arrive at an mbarrier by themselves; a check of everything else takes plain ones instead
-// (gpu_check --plain-scales). Nothing that serves jobs defines the macro.
+// Copies one scale factor to shared memory, and tells the stage that this thread's have arrived.
+//
+// compute-sanitizer's racecheck follows neither copies that arrive at an mbarrier by themselves nor the order that a wait
+// at an mbarrier makes. For it alone (gpu_check --plain-scales; nothing that serves jobs defines the macro) scale factors
+// travel by plain loads and stores, and the scale warp meets the math warps at a named barrier once for each k-block: the
+// math warps when they find stage b full, the scale warp before it writes stage b + kScalesAhead. That orders a stage's
+// writes before its reads, and its reads before the writes of the next round, and nothing more: a write is as far ahead
+// of the reads as the ring allows, so that an access in the wrong stage is still a race.
 #ifdef GEMMD_PLAIN_SCALES
 __device__ __forceinline__ void CopyScale(uint32 shared, const float* global) { StoreShared(shared, *global); }
 __device__ __forceinline__ void ArriveWithScales(uint32 barrier) { Arrive(barrier); }
+
+inline constexpr int kScalesBarrier = 5;
+// Where promotion overlaps, a stage is read until its successor has been found full too. racecheck loses an order that
+// is more than a dozen barriers old.
+template <GemmTraits T>
+inline constexpr int kScalesAhead = min(T.stages - 1 - (T.overlapped() ? 1 : 0), 8);
+
+template <GemmTraits T>
+__device__ __forceinline__ void MeetOverScales() {
+  static_assert(kScalesAhead<T> >= 1);
+  __syncwarp();
+  NamedBarrier(kScalesBarrier, kWarpThreads + T.math_warpgroups() * kWarpgroupThreads);
+}
 #else
 __device__ __forceinline__ void CopyScale(uint32 shared, const float* global) { CopyAsync4(shared, global); }
 __device__ __forceinline__ void ArriveWithScales(uint32 barrier) { ArriveAfterCopies(barrier); }
+
+template <GemmTraits T>
+inline constexpr int kScalesAhead = 0;
+template <GemmTraits T>
+__device__ __forceinline__ void MeetOverScales() {}
 #endif
 
 // One warp: the scale factors of every k-block of every tile, from any strides. Rows and columns outside the matrices
@@ -98,6 +121,7 @@ __device__ __forceinline__ void LoadScales(const GemmArgs<T.max_segments, T.map_
   const int lane = static_cast<int>(threadIdx.x) % kWarpThreads;
   PipelinePosition<T.stages> at;
   TileWalker<T> walker(args);
+  int ahead = 0;  // Stages written that have not been met over.
   for (Tile tile; walker.Next(&tile);) {
     const int last_b = kBlocksOfB ? (args.n - 1) / 128 : args.n - 1;
     const int first_b = kBlocksOfB ? tile.column / 128 : tile.column;
@@ -120,6 +144,10 @@ __device__ __forceinline__ void LoadScales(const GemmArgs<T.max_segments, T.map_
     }
     for (int k_block = 0; k_block < tile.k_blocks; ++k_block, at.Advance()) {
       WaitEmpty<T>(shared, at);
+      if constexpr (kScalesAhead<T> > 0) {
+        if (ahead == kScalesAhead<T>) MeetOverScales<T>();
+        ahead = min(ahead + 1, kScalesAhead<T>);
+      }
 #pragma unroll
       for (int i = 0; i < kCopiesA; ++i) {
         const int index = i * kWarpThreads + lane;
@@ -135,6 +163,7 @@ __device__ __forceinline__ void LoadScales(const GemmArgs<T.max_segments, T.map_
       sfb += args.sfb.block_stride;
     }
   }
+  for (; ahead > 0; --ahead) MeetOverScales<T>();
 }
 
 }  // namespace gemmd

@@ -4,6 +4,8 @@
 //
 // Within a segment tiles go in bands of `band` tiles along M; a band is walked column by column. So the tiles that run
 // at one time form a rectangle of about band x (SMs / band), and what they load is shared in L2.
+//
+// Segments come in the arguments. For masked products whose rows only the GPU knows they are made from group_rows.
 #pragma once
 
 #include "gpu/kernels/kernel_args.h"
@@ -41,7 +43,8 @@ class TileWalker {
     if constexpr (T.max_segments > 1) {
       while (next_ - first_ >= segment_tiles_) {
         first_ += segment_tiles_;
-        segment_tiles_ = TilesOf(++segment_);
+        if (++segment_ >= args_.segment_count) return false;  // `tiles` was more than there are.
+        segment_tiles_ = TilesOf(segment_);
       }
     }
     Place(next_ - first_, tile);
@@ -52,15 +55,23 @@ class TileWalker {
  private:
   static __device__ __forceinline__ int CeilDiv(int a, int b) { return (a + b - 1) / b; }
 
-  __device__ __forceinline__ int RowsOf(int segment) const {
-    const Segment& s = args_.segments[segment];
+  __device__ __forceinline__ Segment SegmentAt(int segment) const {
+    if constexpr (T.max_segments > 1 && T.map_pairs == 1) {
+      if (args_.group_rows != nullptr) {
+        return {segment, segment, 0, args_.group_rows[segment], args_.segments[0].k, 0};
+      }
+    }
+    return args_.segments[segment];
+  }
+
+  static __device__ __forceinline__ int RowsOf(const Segment& s) {
     return CeilDiv(s.row_end - s.row_begin, T.block_m * T.cluster_m());
   }
-  __device__ __forceinline__ int TilesOf(int segment) const { return RowsOf(segment) * columns_; }
+  __device__ __forceinline__ int TilesOf(int segment) const { return RowsOf(SegmentAt(segment)) * columns_; }
 
   __device__ __forceinline__ void Place(int index, Tile* tile) const {
-    const Segment& s = args_.segments[segment_];
-    const int rows = RowsOf(segment_);
+    const Segment s = SegmentAt(segment_);
+    const int rows = RowsOf(s);
     const int band = index / (args_.band * columns_);
     const int in_band = index - band * args_.band * columns_;
     const int band_rows = min(args_.band, rows - band * args_.band);

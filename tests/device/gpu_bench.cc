@@ -3,10 +3,12 @@
 // evicted before each call, operands are random, times come from events around one launch, and the median counts.
 // Prints one JSON object per line.
 //
-//   gpu_bench [--sweep] [--rounds=N] [--dense=M,N,K;..] [--filter=TEXT] [--cache=DIR] [--threads=N] [--row-major]
+//   gpu_bench [--sweep] [--orders] [--rounds=N] [--dense=M,N,K;..] [--filter=TEXT] [--cache=DIR] [--threads=N]
+//   [--row-major]
 //             [--plan=FILE]
 //
-// --sweep times every configuration, not only the selected one. --plan writes what ran between which two evictions of
+// --sweep times every configuration, not only the selected one. --orders times the selected one with other bands of
+// tiles, and large tiles that share B in clusters, be it grouped. --plan writes what ran between which two evictions of
 // L2, for a profiler that reads kernel times (profile_bench.py loads this program as a library and does so): a line for
 // each call, `shape|what|FLOPs|bytes|shape as tables of other libraries name it`.
 #include "gpu/cuda/gemm_launcher.h"
@@ -271,6 +273,7 @@ std::vector<BenchShape> ParseDense(const std::string& text) {
 
 struct BenchOptions {
   bool sweep = false;
+  bool orders = false;
   int rounds = 15;
   int threads = 2;
   std::string plan;
@@ -300,6 +303,16 @@ void Bench(GemmLauncher& launcher, TestKernels& kernels, CublasLt& cublas, Timer
       configs.push_back({traits, BandOf(traits, launcher.sms())});
     }
   }
+  if (options.orders) {
+    std::vector<GemmTraits> large = {configs[0].traits};
+    for (const TileChoice& tile : {TileChoice{256, 128, false, Multicast::kB}, {128, 192, false, Multicast::kB}}) {
+      const GemmTraits traits = TraitsOf(tile, call.scaling, call.output, grouping);
+      if (traits.legal()) large.push_back(traits);
+    }
+    for (const GemmTraits& traits : large) {
+      for (const int band : {BandOf(traits, launcher.sms()), 2, 4, 8, 16, 32}) configs.push_back({traits, band});
+    }
+  }
   std::vector<std::function<void()>> functions;
   for (const GemmConfig& config : configs) {
     functions.push_back([&launcher, &call, config] {
@@ -323,15 +336,36 @@ void Bench(GemmLauncher& launcher, TestKernels& kernels, CublasLt& cublas, Timer
       }
     }
   }
+  // The same product where only the GPU knows how many rows each group has.
+  const bool masked = product.kind == "masked";
+  std::vector<int> masked_m(product.groups.begin(), product.groups.end());
+  const DeviceBuffer values(static_cast<int64_t>(masked_m.size() * sizeof(int)));
+  const DeviceBuffer rows_in_use(values.byte_size());
+  Must(cudaMemcpy(values.data(), masked_m.data(), masked_m.size() * sizeof(int), cudaMemcpyHostToDevice), "rows");
+  GemmCall unknown = call;
+  unknown.group_rows = reinterpret_cast<int*>(rows_in_use.data());
+  for (Segment& s : unknown.segments) s.row_end = static_cast<int>(product.m);
+  if (masked) {
+    functions.push_back([&] {
+      const int most = static_cast<int>(product.m);
+      absl::Status status = launcher.LaunchClampRows(
+          {values.data(), reinterpret_cast<int*>(rows_in_use.data()), static_cast<int>(masked_m.size()), most},
+          nullptr);
+      status.Update(launcher.Launch(unknown, nullptr));
+      if (!status.ok()) std::printf("%s\n", status.ToString().c_str());
+    });
+  }
   const auto label = [&](const std::string& what) {
     return absl::StrFormat("%s|%s|%.17g|%.17g|%s", product.Name(), what, bench.flops(), LeastBytes(call),
                            target.target);
   };
   std::vector<std::string> labels;
   for (size_t i = 0; i < configs.size(); ++i) {
-    labels.push_back(label(absl::StrCat(i == 0 ? "selected " : "", Describe(configs[i].traits))));
+    labels.push_back(label(absl::StrCat(i == 0 ? "selected " : "", Describe(configs[i].traits),
+                                        options.orders && i > 0 ? absl::StrCat(" band ", configs[i].band) : "")));
   }
   if (has_peer) labels.push_back(label("cublaslt"));
+  if (masked) labels.push_back(label(absl::StrCat("rows in GPU memory ", Describe(launcher.ConfigOf(unknown).traits))));
   const std::vector<double> times = timer.Medians(functions, labels, options.rounds);
   bench.ResetOutput();
   functions[0]();
@@ -344,9 +378,15 @@ void Bench(GemmLauncher& launcher, TestKernels& kernels, CublasLt& cublas, Timer
   std::printf("{\"shape\":\"%s\",\"us\":%.2f,\"config\":\"%s\",\"tflops\":%.1f,\"ok\":%s", product.Name().c_str(), us,
               Describe(configs[0].traits).c_str(), bench.flops() / us / 1e6, outcome.ok ? "true" : "false");
   if (has_peer) std::printf(",\"cublaslt_us\":%.2f,\"ratio\":%.3f", times.back(), us / times.back());
-  if (options.sweep) {
+  if (masked) {
+    std::printf(",\"rows_in_gpu_memory_us\":%.2f,\"config_for_m_max\":\"%s\"", times.back(),
+                Describe(launcher.ConfigOf(unknown).traits).c_str());
+  }
+  if (options.sweep || options.orders) {
     std::vector<std::pair<double, std::string>> order;
-    for (size_t i = 1; i < configs.size(); ++i) order.push_back({times[i], Describe(configs[i].traits)});
+    for (size_t i = 1; i < configs.size(); ++i) {
+      order.push_back({times[i], absl::StrCat(Describe(configs[i].traits), " band ", configs[i].band)});
+    }
     std::sort(order.begin(), order.end());
     std::printf(",\"sweep\":{");
     for (size_t i = 0; i < order.size(); ++i)
@@ -363,6 +403,7 @@ int Main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     if (argument == "--sweep") options.sweep = true;
+    if (argument == "--orders") options.orders = true;
     if (argument == "--row-major") options.row_major = true;
     if (absl::StartsWith(argument, "--rounds=")) options.rounds = std::atoi(argument.c_str() + 9);
     if (absl::StartsWith(argument, "--threads=")) options.threads = std::atoi(argument.c_str() + 10);

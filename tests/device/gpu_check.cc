@@ -105,6 +105,7 @@ class Checker {
         if (!launcher_.Launch(bench.call(), nullptr, config).ok()) break;
         WaitOrDie(name);
       }
+      if (product.kind == "masked") RunWithRowsOnGpu(product, bench, config, name);
       first = false;
     }
   }
@@ -120,6 +121,33 @@ class Checker {
   }
 
  private:
+  // The same where only the GPU knows the rows, as numbers that have to be clamped. Bits must be those that are kept.
+  void RunWithRowsOnGpu(const Product& product, Workbench& bench, const GemmConfig& config, const std::string& name) {
+    const int most = static_cast<int>(product.m);
+    const int groups = static_cast<int>(product.groups.size());
+    std::vector<int> values;
+    GemmCall call = bench.call();
+    call.segments.clear();
+    for (int g = 0; g < groups; ++g) {
+      const int rows = static_cast<int>(product.groups[static_cast<size_t>(g)]);
+      values.push_back(rows == 0 ? -g : rows == most ? most + g : rows);
+      call.segments.push_back({g, g, 0, most, static_cast<int>(product.k), 0});
+    }
+    const size_t bytes = values.size() * sizeof(int);
+    const DeviceBuffer masked_m(static_cast<int64_t>(bytes));
+    const DeviceBuffer rows(static_cast<int64_t>(bytes));
+    Must(cudaMemcpy(masked_m.data(), values.data(), bytes, cudaMemcpyHostToDevice), "rows");
+    call.group_rows = reinterpret_cast<int*>(rows.data());
+    bench.ResetOutput();
+    absl::Status status =
+        launcher_.LaunchClampRows({masked_m.data(), reinterpret_cast<int*>(rows.data()), groups, most}, nullptr);
+    if (status.ok()) status = launcher_.Launch(call, nullptr, config);
+    WaitOrDie(name + " rows on the GPU");
+    const uint64_t different = bench.DifferencesFromKept();
+    if (!status.ok() || different > 0)
+      Fail(product, name, absl::StrCat("rows on the GPU: ", status.ToString(), ", ", different, " bytes differ"));
+  }
+
   std::vector<GemmConfig> ConfigsFor(const Product& product, const GemmCall& call,
                                      const std::vector<TileChoice>& tiles) const {
     if (call.segments.empty()) return {GemmConfig{}};

@@ -71,7 +71,8 @@ TestKernels::TestKernels() {
     std::printf("FATAL %s\n", std::string(compiler.status().message()).c_str());
     std::exit(3);
   }
-  for (const char* name : {"FillE4m3", "FillBf16", "FillF32", "FillScales", "Check", "Guard", "Differences", "Empty"}) {
+  for (const char* name : {"FillE4m3", "FillBf16", "FillF32", "FillScales", "Check", "Guard", "Differences", "Empty",
+                           "Empty1", "Empty4", "Empty6"}) {
     std::string log;
     const auto kernel = compiler->Compile(compiler->KeyOf(name), &log);
     if (!kernel.ok()) {

@@ -16,6 +16,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace gemmd {
@@ -93,6 +94,7 @@ struct Case {
   const char* name;
   Product product;
   bool moving;  // Group sizes and addresses differ from launch to launch.
+  bool rows_on_gpu = false;
 };
 
 // Products too short to hold the host up.
@@ -109,7 +111,8 @@ std::vector<Case> Cases() {
       {"contiguous, 8 groups", product("contiguous", 0, {20, 17, 30, 25, 9, 40, 22, 31}), false},
       {"contiguous, 8 groups, other rows each time", product("contiguous", 0, {20, 17, 30, 25, 9, 40, 22, 31}), true},
       {"masked, 32 groups", product("masked", 64, masked), false},
-      {"masked, 32 groups, other rows each time", product("masked", 64, masked), true}};
+      {"masked, 32 groups, other rows each time", product("masked", 64, masked), true},
+      {"masked, 32 groups, rows in GPU memory (two launches)", product("masked", 64, masked), false, true}};
 }
 
 // The call as launch `i` makes it: fewer rows, from another address.
@@ -136,13 +139,29 @@ int Run(int launches, const GemmLauncher::Options& options) {
   std::printf("{\"launches\": %d, \"times\": [\n", launches);
   Print("empty kernel, through the CUDA runtime", Measure(launches, [&](int) { kernels.Launch("Empty", 1, nullptr); }),
         "", false);
+  for (const auto& [name, kernel] : {std::pair("empty kernel, 1 KiB of arguments", "Empty1"),
+                                     std::pair("empty kernel, 4000 bytes of arguments", "Empty4"),
+                                     std::pair("empty kernel, 6.5 KiB of arguments", "Empty6")}) {
+    static unsigned char arguments[6656];
+    void* parameters[] = {arguments};
+    Print(name, Measure(launches, [&](int) { kernels.Launch(kernel, 1, parameters); }), "", false);
+  }
   const std::vector<Case> cases = Cases();
   for (const Case& c : cases) {
     Workbench bench(c.product, kernels);
     GemmCall call = bench.call();
+    const DeviceBuffer masked_m(4096);
+    const DeviceBuffer rows(4096);
+    Must(cudaMemset(masked_m.data(), 0x01, 4096), "rows");
+    const int groups = static_cast<int>(call.segments.size());
+    const ClampRowsArgs clamp = {masked_m.data(), reinterpret_cast<int*>(rows.data()), groups,
+                                 static_cast<int>(c.product.m)};
+    if (c.rows_on_gpu) call.group_rows = clamp.rows;
     const auto launch = [&](int i) {
       if (c.moving) Move(bench.call(), i, &call);
-      if (const absl::Status status = (*launcher)->Launch(call, nullptr); !status.ok()) {
+      absl::Status status = c.rows_on_gpu ? (*launcher)->LaunchClampRows(clamp, nullptr) : absl::OkStatus();
+      status.Update((*launcher)->Launch(call, nullptr));
+      if (!status.ok()) {
         std::printf("FATAL %s\n", status.ToString().c_str());
         std::_Exit(3);
       }

@@ -152,6 +152,11 @@ __global__ void Differences(const unsigned char* a, const unsigned char* b, long
 }
 
 __global__ void Empty() {}
+template <int kBytes>
+struct Arguments { unsigned char bytes[kBytes]; };
+__global__ void Empty1(const __grid_constant__ Arguments<1024>) {}
+__global__ void Empty4(const __grid_constant__ Arguments<4000>) {}
+__global__ void Empty6(const __grid_constant__ Arguments<6656>) {}
 )kernel";
 
 }  // namespace gemmd

@@ -82,6 +82,14 @@ TEST(BatcherTest, JobsWithoutWeightsNeverMerge) {
   EXPECT_EQ(Ids(batcher.Take(kStart)), (List{1}));
 }
 
+TEST(BatcherTest, MaskedJobsWhoseRowsOnlyTheDeviceKnowsNeverMerge) {
+  Job job = MakeJob({.id = 1, .weights = 64});
+  job.gemm.op = Op::kMGroupedMasked;
+  EXPECT_TRUE(BatchKeyOf(job.gemm).has_value());
+  job.gemm.masked_on_device = true;
+  EXPECT_FALSE(BatchKeyOf(job.gemm).has_value());
+}
+
 TEST(BatcherTest, ABatchIsBoundedInJobsAndRows) {
   Batcher batcher = MakeBatcher({.max_batch_jobs = 3, .max_batch_rows = 64});
   for (uint64_t id = 1; id <= 5; ++id) batcher.Add(MakeJob({.id = id, .weights = 64}), kStart);

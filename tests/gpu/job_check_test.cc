@@ -5,9 +5,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
+#include <initializer_list>
 #include <limits>
+#include <memory>
 #include <string>
+#include <variant>
 #include <vector>
 
 namespace gemmd {
@@ -376,6 +380,54 @@ TEST(JobCheckTest, SegmentsAreNormalised) {
   EXPECT_EQ(segments(GemmOf(ContiguousJob(GroupEncoding::kAlignedEnds))), (Rows{{0, 0, 3}, {2, 8, 20}}));
   EXPECT_EQ(segments(GemmOf(MaskedJob())), (Rows{{1, 0, 24}, {2, 0, 7}}));
   EXPECT_EQ(GemmOf(KGroupedJob()).ks, (std::vector<int64_t>{64, 0, 144}));
+}
+
+// The device's own memory, which the check had better not read.
+class UnreadMemory : public DeviceMemory {
+ public:
+  uint64_t byte_size() const override { return kRegionBytes; }
+  absl::Status ReadBytes(uint64_t, uint64_t, void*) const override {
+    return absl::UnavailableError("must not be read");
+  }
+  bool on_device() const override { return true; }
+};
+
+// MaskedJob, some of whose operands lie on the device.
+std::variant<Gemm, Reason> CheckOnDevice(std::initializer_list<OperandIndex> on_device) {
+  constexpr uint64_t kOnDevice = 9;
+  SampleRegions regions;
+  regions.SetGroups(SampleGroups(MaskedJob()));
+  regions.table.Add(kOnDevice, std::make_shared<UnreadMemory>(), Access::kReadWrite);
+  JobDescriptor job = MaskedJob();
+  for (const OperandIndex index : on_device) job.operand(index).region = kOnDevice;
+  return regions.Check(job);
+}
+
+TEST(JobCheckTest, MaskedRowsThatLieOnTheDeviceWithAllTheyCountAreNotRead) {
+  const auto result = CheckOnDevice({kA, kSfa, kD, kGroups});
+  ASSERT_TRUE(std::holds_alternative<Gemm>(result)) << Describe(std::get<Reason>(result));
+  const Gemm& gemm = std::get<Gemm>(result);
+  EXPECT_TRUE(gemm.masked_on_device);
+  ASSERT_EQ(gemm.segments.size(), static_cast<size_t>(kG));
+  for (int64_t group = 0; group < kG; ++group) {
+    const RowSegment& rows = gemm.segments[static_cast<size_t>(group)];
+    EXPECT_EQ(rows.group, group);
+    EXPECT_EQ(rows.begin, 0);
+    EXPECT_EQ(rows.end, kM);
+  }
+}
+
+TEST(JobCheckTest, MaskedRowsAreReadWhereAnythingThatTheyCountLiesElsewhere) {
+  for (const OperandIndex elsewhere : {kA, kSfa, kD}) {
+    std::vector<OperandIndex> rest = {kA, kSfa, kD};
+    rest.erase(std::find(rest.begin(), rest.end(), elsewhere));
+    const auto read = CheckOnDevice({rest[0], rest[1]});
+    ASSERT_TRUE(std::holds_alternative<Gemm>(read));
+    EXPECT_FALSE(std::get<Gemm>(read).masked_on_device);
+    EXPECT_EQ(std::get<Gemm>(read).segments.size(), 2u);
+    EXPECT_REFUSED(std::get<Reason>(CheckOnDevice({rest[0], rest[1], kGroups})), JobField::kGroups,
+                   Rule::kRegionShrank);
+  }
 }
 
 TEST(JobCheckTest, OffsetsMayBe64Bit) {
