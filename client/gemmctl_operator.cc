@@ -4,6 +4,7 @@
 #include "client/health.h"
 #include "client/problem.h"
 #include "client/stored_array.h"
+#include "proto/warm_up_manifest.h"
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -11,6 +12,7 @@
 #include "absl/strings/str_split.h"
 
 #include <cstdio>
+#include <vector>
 
 namespace gemmd {
 namespace {
@@ -61,6 +63,21 @@ absl::StatusOr<v1::WarmUpShape> ParseShape(const CommandOptions& options, const 
   shape.set_n(extents[grouped ? 2 : 1]);
   shape.set_k(extents[grouped ? 3 : 2]);
   return shape;
+}
+
+absl::StatusOr<v1::WarmUpRequest> WarmUpRequestFrom(const CommandOptions& options) {
+  if (options.shapes.empty() == options.manifest.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("warmup: expected --shapes or --manifest, got ", options.shapes.empty() ? "neither" : "both"));
+  }
+  if (!options.manifest.empty()) return ReadWarmUpManifest(options.manifest);
+  v1::WarmUpRequest request;
+  for (const std::string& text : options.shapes) {
+    const absl::StatusOr<v1::WarmUpShape> shape = ParseShape(options, text);
+    if (!shape.ok()) return shape.status();
+    *request.add_shapes() = *shape;
+  }
+  return request;
 }
 
 }  // namespace
@@ -118,13 +135,9 @@ absl::Status RunHealth(const CommandOptions& options) {
 }
 
 absl::Status RunWarmUp(const CommandOptions& options) {
-  if (options.shapes.empty()) return absl::InvalidArgumentError("shapes: expected at least one, got none");
-  std::vector<v1::WarmUpShape> shapes;
-  for (const std::string& text : options.shapes) {
-    const absl::StatusOr<v1::WarmUpShape> shape = ParseShape(options, text);
-    if (!shape.ok()) return shape.status();
-    shapes.push_back(*shape);
-  }
+  const absl::StatusOr<v1::WarmUpRequest> request = WarmUpRequestFrom(options);
+  if (!request.ok()) return request.status();
+  const std::vector<v1::WarmUpShape> shapes(request->shapes().begin(), request->shapes().end());
   const absl::StatusOr<std::unique_ptr<Client>> client = ConnectWithoutSession(options);
   if (!client.ok()) return client.status();
   const absl::StatusOr<v1::WarmUpResponse> response = (*client)->WarmUp(shapes);

@@ -40,6 +40,11 @@ ABSL_FLAG(
 ABSL_FLAG(int, worker_threads, 0, "Threads that a CPU worker computes with; 0: one per core.");
 ABSL_FLAG(std::string, worker_binary, "", "The worker program; empty: gemmd-worker beside this program.");
 ABSL_FLAG(bool, merging, true, "Whether requests that share weights may share a launch.");
+ABSL_FLAG(
+    std::string, warmup_manifest, "",
+    "JSON file of shapes, the fields of gemmd.v1.WarmUpRequest: {\"shapes\": [{\"op\": \"DENSE\", \"scaling\": "
+    "\"SCALING_1D2D\", \"d_dtype\": \"BF16\", \"m\": 0, \"n\": 2112, \"k\": 7168}]}. Every worker prepares them before "
+    "gemmd is ready; one that is started again does so while it works.");
 ABSL_FLAG(absl::Duration, worker_start_timeout, absl::Seconds(60),
           "How long a worker may take to be ready before it is killed and started again.");
 
@@ -127,6 +132,7 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   options.worker_binary = WorkerBinary();
   options.worker_threads = absl::GetFlag(FLAGS_worker_threads);
+  options.warmup_manifest = absl::GetFlag(FLAGS_warmup_manifest);
   options.merging = absl::GetFlag(FLAGS_merging);
   options.tls = {absl::GetFlag(FLAGS_tls_cert), absl::GetFlag(FLAGS_tls_key), absl::GetFlag(FLAGS_tls_client_ca)};
   options.token_file = absl::GetFlag(FLAGS_token_file);

@@ -116,6 +116,28 @@ bool ProcessWorkerPool::Settled() const {
   return all_ready;
 }
 
+absl::Status ProcessWorkerPool::WaitWarm() {
+  absl::MutexLock lock(&mutex_);
+  mutex_.Await(absl::Condition(
+      +[](ProcessWorkerPool* pool) ABSL_SHARED_LOCKS_REQUIRED(pool->mutex_) { return pool->Warm(); }, this));
+  for (const Slot& slot : slots_) {
+    if (slot.state == WorkerState::kQuarantined) {
+      return absl::UnavailableError(absl::StrCat("worker ", slot.traits.device, " died too often while it warmed up"));
+    }
+  }
+  return warm_up_status_;
+}
+
+bool ProcessWorkerPool::Warm() const {
+  if (!warm_up_status_.ok()) return true;
+  bool all_warm = true;
+  for (const Slot& slot : slots_) {
+    if (slot.state == WorkerState::kQuarantined) return true;
+    if (!slot.warm) all_warm = false;
+  }
+  return all_warm;
+}
+
 bool ProcessWorkerPool::IsCurrent(int worker, uint32_t generation) {
   return slot(worker).generation == generation && slot(worker).link != nullptr;
 }
@@ -160,6 +182,7 @@ void ProcessWorkerPool::OnEnded(int worker, bool quarantined) {
     slot.state = quarantined ? WorkerState::kQuarantined : WorkerState::kDead;
     slot.pid = 0;
     slot.greeted = false;
+    slot.warm = false;
     slot.mapped.clear();
     slot.reconciling = 0;
   }
@@ -197,6 +220,38 @@ void ProcessWorkerPool::Reconcile(int worker, uint32_t generation) {
   }
   supervisor_->ReportReady(worker);
   on_change_();
+  WarmUp(worker, generation, 0);
+}
+
+// One shape after another: a worker answers control requests in order, and regions are not to wait for all of them.
+void ProcessWorkerPool::WarmUp(int worker, uint32_t generation, size_t next) {
+  absl::MutexLock lock(&mutex_);
+  if (!IsCurrent(worker, generation) || !slot(worker).greeted) return;
+  if (next == options_.warm_up.size()) {
+    slot(worker).warm = true;
+    if (next > 0) spdlog::info("worker {}: warm, {} shapes prepared", worker, next);
+    return;
+  }
+  ControlRequest request;
+  request.type = ControlRequestType::kPrepare;
+  request.shape = options_.warm_up[next];
+  const auto answer = [this, worker, generation, next](const absl::StatusOr<ControlResult>& result) {
+    OnWarmedUp(worker, generation, next, result.status());
+  };
+  // Refused only by a link that just died; its successor begins again.
+  slot(worker).link->Control(request, nullptr, answer).IgnoreError();
+}
+
+void ProcessWorkerPool::OnWarmedUp(int worker, uint32_t generation, size_t index, const absl::Status& status) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!IsCurrent(worker, generation) || !slot(worker).greeted) return;
+    if (!status.ok()) {
+      spdlog::error("worker {}: warm-up: shapes[{}]: {}", worker, index, status.ToString());
+      warm_up_status_.Update(absl::Status(status.code(), absl::StrCat("shapes[", index, "]: ", status.message())));
+    }
+  }
+  WarmUp(worker, generation, index + 1);
 }
 
 bool ProcessWorkerPool::SendDifference(int worker) {

@@ -10,7 +10,6 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cerrno>
@@ -24,8 +23,6 @@
 
 namespace gemmd {
 namespace {
-
-using ::testing::ElementsAre;
 
 constexpr absl::Duration kPatience = absl::Seconds(20);
 constexpr uint64_t kMillisecond = 1'000'000;
