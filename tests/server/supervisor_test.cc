@@ -59,8 +59,11 @@ class SupervisorTest : public ::testing::Test {
   }
 
   void Start(const SupervisorOptions& options) {
-    started_.resize(options.workers.size());
-    ended_.resize(options.workers.size());
+    {
+      absl::MutexLock lock(&mutex_);
+      started_.resize(options.workers.size());
+      ended_.resize(options.workers.size());
+    }
     supervisor_ = std::make_unique<Supervisor>(
         options, Supervisor::Events{[this](int worker, pid_t pid, UniqueFd socket) {
                                       absl::MutexLock lock(&mutex_);
