@@ -128,7 +128,7 @@ void Client::RunAsync(v1::RunRequest request, CallOptions options, RunCallback c
   call->callback = std::move(callback);
   if (options.priority != 0) call->request.set_priority(options.priority);
   Prepare(options, &call->context);
-  gemm_->async()->Run(&call->context, &call->request, &call->response, [call](grpc::Status status) {
+  gemm_->async()->Run(&call->context, &call->request, &call->response, [call](const grpc::Status& status) {
     const std::unique_ptr<PendingCall> owned(call);
     if (status.ok()) {
       owned->callback(std::move(owned->response));

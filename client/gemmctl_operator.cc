@@ -124,7 +124,7 @@ absl::Status RunHealth(const CommandOptions& options) {
   const absl::StatusOr<std::shared_ptr<grpc::Channel>> channel = MakeChannel(options.server, options.connect);
   if (!channel.ok()) return channel.status();
   if (options.wait > absl::ZeroDuration()) {
-    const absl::Status status = WaitUntilServing(*channel, options.service, options.wait);
+    absl::Status status = WaitUntilServing(*channel, options.service, options.wait);
     if (!status.ok()) return status;
   }
   const absl::StatusOr<std::string> health = CheckHealth(*channel, options.service, options.connect.connect_timeout);
@@ -154,7 +154,7 @@ absl::Status RunWarmUp(const CommandOptions& options) {
 absl::Status RunDrain(const CommandOptions& options) {
   const absl::StatusOr<std::unique_ptr<Client>> client = ConnectWithoutSession(options);
   if (!client.ok()) return client.status();
-  const absl::Status status = (*client)->Drain();
+  absl::Status status = (*client)->Drain();
   if (!status.ok()) return status;
   Print(options, {{"draining", true}}, "draining\n");
   return absl::OkStatus();

@@ -88,7 +88,7 @@ absl::Status Daemon::StartWorkers() {
   health_ = std::make_unique<Health>(*pool_, metrics_);
   pool_->Start();
   if (absl::Status status = pool_->WaitReady(); !status.ok()) return status;
-  const absl::Status warm = pool_->WaitWarm();
+  absl::Status warm = pool_->WaitWarm();
   if (warm.ok()) return warm;
   return absl::Status(warm.code(), absl::StrCat("--warmup_manifest: ", options_.warmup_manifest, ": ", warm.message()));
 }
