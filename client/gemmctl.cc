@@ -36,6 +36,7 @@ ABSL_FLAG(std::string, dtype, "", "put of .npy: e4m3 (stored as uint8) or bf16 (
 ABSL_FLAG(absl::Duration, wait, absl::ZeroDuration(), "health: wait this long for SERVING.");
 ABSL_FLAG(std::string, service, "", "health: service to ask about; empty: the daemon as a whole.");
 ABSL_FLAG(std::vector<std::string>, shapes, {}, "warmup: MxNxK or GxMxNxK, comma-separated; M=0: all row counts.");
+ABSL_FLAG(std::string, manifest, "", "warmup: JSON file of shapes, as gemmd --warmup_manifest takes it, instead.");
 
 namespace {
 
@@ -54,7 +55,7 @@ constexpr char kUsage[] = R"(gemmctl: gemmd from a shell.
   get NAME|ID FILE     reads a tensor back into a .npy or .safetensors file
   list                 resident tensors
   rm NAME|ID           removes a tensor
-  warmup               makes kernels ready: --shapes=64x2112x7168,8x0x4096x7168 --scaling --d_dtype
+  warmup               makes kernels ready: --shapes=64x2112x7168,8x0x4096x7168 --scaling --d_dtype, or --manifest=FILE
   drain                finish what was accepted, then exit
   loglevel LEVEL       trace, debug, info, warning, error, critical or off
   help                 this text
@@ -101,6 +102,7 @@ absl::StatusOr<CommandOptions> OptionsFromFlags() {
   options.wait = absl::GetFlag(FLAGS_wait);
   options.service = absl::GetFlag(FLAGS_service);
   options.shapes = absl::GetFlag(FLAGS_shapes);
+  options.manifest = absl::GetFlag(FLAGS_manifest);
   return options;
 }
 

@@ -38,6 +38,7 @@ struct CommandOptions {
   absl::Duration wait;
   std::string service;
   std::vector<std::string> shapes;
+  std::string manifest;
 };
 
 // gemmctl_operator.cc

@@ -4,6 +4,7 @@
 #include "client/health.h"
 #include "client/problem.h"
 #include "client/stored_array.h"
+#include "proto/warm_up_manifest.h"
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -11,6 +12,7 @@
 #include "absl/strings/str_split.h"
 
 #include <cstdio>
+#include <vector>
 
 namespace gemmd {
 namespace {
@@ -63,6 +65,21 @@ absl::StatusOr<v1::WarmUpShape> ParseShape(const CommandOptions& options, const 
   return shape;
 }
 
+absl::StatusOr<v1::WarmUpRequest> WarmUpRequestFrom(const CommandOptions& options) {
+  if (options.shapes.empty() == options.manifest.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("warmup: expected --shapes or --manifest, got ", options.shapes.empty() ? "neither" : "both"));
+  }
+  if (!options.manifest.empty()) return ReadWarmUpManifest(options.manifest);
+  v1::WarmUpRequest request;
+  for (const std::string& text : options.shapes) {
+    const absl::StatusOr<v1::WarmUpShape> shape = ParseShape(options, text);
+    if (!shape.ok()) return shape.status();
+    *request.add_shapes() = *shape;
+  }
+  return request;
+}
+
 }  // namespace
 
 void Print(const CommandOptions& options, const nlohmann::json& json, const std::string& text) {
@@ -107,7 +124,7 @@ absl::Status RunHealth(const CommandOptions& options) {
   const absl::StatusOr<std::shared_ptr<grpc::Channel>> channel = MakeChannel(options.server, options.connect);
   if (!channel.ok()) return channel.status();
   if (options.wait > absl::ZeroDuration()) {
-    const absl::Status status = WaitUntilServing(*channel, options.service, options.wait);
+    absl::Status status = WaitUntilServing(*channel, options.service, options.wait);
     if (!status.ok()) return status;
   }
   const absl::StatusOr<std::string> health = CheckHealth(*channel, options.service, options.connect.connect_timeout);
@@ -118,13 +135,9 @@ absl::Status RunHealth(const CommandOptions& options) {
 }
 
 absl::Status RunWarmUp(const CommandOptions& options) {
-  if (options.shapes.empty()) return absl::InvalidArgumentError("shapes: expected at least one, got none");
-  std::vector<v1::WarmUpShape> shapes;
-  for (const std::string& text : options.shapes) {
-    const absl::StatusOr<v1::WarmUpShape> shape = ParseShape(options, text);
-    if (!shape.ok()) return shape.status();
-    shapes.push_back(*shape);
-  }
+  const absl::StatusOr<v1::WarmUpRequest> request = WarmUpRequestFrom(options);
+  if (!request.ok()) return request.status();
+  const std::vector<v1::WarmUpShape> shapes(request->shapes().begin(), request->shapes().end());
   const absl::StatusOr<std::unique_ptr<Client>> client = ConnectWithoutSession(options);
   if (!client.ok()) return client.status();
   const absl::StatusOr<v1::WarmUpResponse> response = (*client)->WarmUp(shapes);
@@ -141,7 +154,7 @@ absl::Status RunWarmUp(const CommandOptions& options) {
 absl::Status RunDrain(const CommandOptions& options) {
   const absl::StatusOr<std::unique_ptr<Client>> client = ConnectWithoutSession(options);
   if (!client.ok()) return client.status();
-  const absl::Status status = (*client)->Drain();
+  absl::Status status = (*client)->Drain();
   if (!status.ok()) return status;
   Print(options, {{"draining", true}}, "draining\n");
   return absl::OkStatus();

@@ -111,7 +111,7 @@ absl::Status Judge(const gemmd::LoadReport& report) {
 
 absl::Status Main() {
   // Syntax first: nobody wants to learn of a typing mistake after the run.
-  const absl::Status objective = gemmd::CheckObjective({}, absl::GetFlag(FLAGS_slo));
+  absl::Status objective = gemmd::CheckObjective({}, absl::GetFlag(FLAGS_slo));
   if (absl::IsInvalidArgument(objective)) return objective;
   const absl::StatusOr<gemmd::LoadOptions> options = OptionsFromFlags();
   if (!options.ok()) return options.status();
@@ -120,7 +120,7 @@ absl::Status Main() {
   const std::string text = absl::GetFlag(FLAGS_json) ? gemmd::ToJson(*report).dump(2) + "\n" : gemmd::ToText(*report);
   std::fwrite(text.data(), 1, text.size(), stdout);
   if (!absl::GetFlag(FLAGS_csv).empty()) {
-    const absl::Status written = gemmd::WriteFile(absl::GetFlag(FLAGS_csv), gemmd::ToCsv(*report));
+    absl::Status written = gemmd::WriteFile(absl::GetFlag(FLAGS_csv), gemmd::ToCsv(*report));
     if (!written.ok()) return written;
   }
   return Judge(*report);

@@ -2,11 +2,11 @@
 #include "server/admin_service.h"
 
 #include "server/convert.h"
+#include "server/warm_up.h"
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/match.h"
-#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -26,31 +26,6 @@ grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext& context, const 
   reactor->Finish(status);
   return reactor;
 }
-
-absl::StatusOr<PrepareShape> ToPrepareShape(const v1::WarmUpShape& shape) {
-  if (!v1::WarmUpShape::Op_IsValid(shape.op()) || shape.op() == v1::WarmUpShape::OP_UNSPECIFIED) {
-    return absl::InvalidArgumentError(absl::StrCat("op: expected an operation, got ", static_cast<int>(shape.op())));
-  }
-  if (!v1::Scaling_IsValid(shape.scaling())) return absl::InvalidArgumentError("scaling: expected a known value");
-  if (!v1::DType_IsValid(shape.d_dtype())) return absl::InvalidArgumentError("d_dtype: expected a known value");
-  if (shape.m() < 0 || shape.n() < 0 || shape.k() < 0 || shape.groups() < 0) {
-    return absl::InvalidArgumentError("m, n, k, groups: expected at least 0");
-  }
-  PrepareShape prepare;
-  // The operations of WarmUpShape have the numbers of gemmd::Op.
-  prepare.op = static_cast<Op>(shape.op());
-  prepare.scaling = static_cast<Scaling>(shape.scaling());
-  prepare.d_dtype = static_cast<DType>(shape.d_dtype());
-  prepare.m = shape.m();
-  prepare.n = shape.n();
-  prepare.k = shape.k();
-  prepare.groups = shape.groups();
-  return prepare;
-}
-static_assert(static_cast<int>(Op::kDense) == v1::WarmUpShape::DENSE &&
-              static_cast<int>(Op::kMGroupedContiguous) == v1::WarmUpShape::M_GROUPED_CONTIGUOUS &&
-              static_cast<int>(Op::kMGroupedMasked) == v1::WarmUpShape::M_GROUPED_MASKED &&
-              static_cast<int>(Op::kKGrouped) == v1::WarmUpShape::K_GROUPED);
 
 // One WarmUp: the shapes one after another, because each occupies the compiler anyway.
 class WarmUpReactor : public grpc::ServerUnaryReactor {
@@ -133,21 +108,9 @@ grpc::ServerUnaryReactor* AdminService::GetInfo(grpc::CallbackServerContext* con
 grpc::ServerUnaryReactor* AdminService::WarmUp(grpc::CallbackServerContext* context, const v1::WarmUpRequest* request,
                                                v1::WarmUpResponse* response) {
   if (const grpc::Status status = CheckAllowed(*context); !status.ok()) return FinishNow(*context, status);
-  if (request->shapes_size() > kMaxWarmUpShapes) {
-    return FinishNow(
-        *context,
-        ToGrpcStatus(absl::InvalidArgumentError(absl::StrCat("shapes: expected at most ", kMaxWarmUpShapes))));
-  }
-  std::vector<PrepareShape> shapes;
-  for (int i = 0; i < request->shapes_size(); ++i) {
-    const absl::StatusOr<PrepareShape> shape = ToPrepareShape(request->shapes(i));
-    if (!shape.ok()) {
-      const std::string text = absl::StrCat("shapes[", i, "].", shape.status().message());
-      return FinishNow(*context, ToGrpcStatus(absl::InvalidArgumentError(text)));
-    }
-    shapes.push_back(*shape);
-  }
-  return new WarmUpReactor(parts_.pool, std::move(shapes), *response);
+  absl::StatusOr<std::vector<PrepareShape>> shapes = ToPrepareShapes(*request);
+  if (!shapes.ok()) return FinishNow(*context, ToGrpcStatus(shapes.status()));
+  return new WarmUpReactor(parts_.pool, *std::move(shapes), *response);
 }
 
 grpc::ServerUnaryReactor* AdminService::Drain(grpc::CallbackServerContext* context, const v1::DrainRequest*,

@@ -37,9 +37,6 @@ struct AdminSettings {
   std::function<void()> start_drain;  // Returns at once; may be called more than once.
 };
 
-// Most shapes in one WarmUp: a model has some dozens.
-inline constexpr int kMaxWarmUpShapes = 4096;
-
 class AdminService : public v1::Admin::CallbackService {
  public:
   AdminService(AdminParts parts, AdminSettings settings);

@@ -2,8 +2,10 @@
 #include "server/daemon.h"
 
 #include "proto/broker.h"
+#include "proto/warm_up_manifest.h"
 #include "server/state_collector.h"
 #include "server/tls.h"
+#include "server/warm_up.h"
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -25,6 +27,19 @@ constexpr int64_t kResponseOverhead = 4 << 10;
 constexpr auto kShutdownGrace = std::chrono::milliseconds(200);
 
 std::string BrokerPath(const ServerOptions& options) { return options.listen.unix_path + kBrokerSuffix; }
+
+absl::StatusOr<std::vector<PrepareShape>> ReadWarmUp(const std::string& path) {
+  if (path.empty()) return std::vector<PrepareShape>();
+  const absl::StatusOr<v1::WarmUpRequest> manifest = ReadWarmUpManifest(path);
+  if (!manifest.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("--warmup_manifest: ", manifest.status().message()));
+  }
+  absl::StatusOr<std::vector<PrepareShape>> shapes = ToPrepareShapes(*manifest);
+  if (!shapes.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("--warmup_manifest: ", path, ": ", shapes.status().message()));
+  }
+  return shapes;
+}
 
 ProcessWorkerPoolOptions PoolOptions(const ServerOptions& options) {
   ProcessWorkerPoolOptions pool;
@@ -67,10 +82,17 @@ absl::Status Daemon::OpenTokens() {
 }
 
 absl::Status Daemon::StartWorkers() {
-  pool_ = std::make_unique<ProcessWorkerPool>(PoolOptions(options_), [this] { health_->Update(); });
+  absl::StatusOr<std::vector<PrepareShape>> warm_up = ReadWarmUp(options_.warmup_manifest);
+  if (!warm_up.ok()) return warm_up.status();
+  ProcessWorkerPoolOptions options = PoolOptions(options_);
+  options.warm_up = *std::move(warm_up);
+  pool_ = std::make_unique<ProcessWorkerPool>(std::move(options), [this] { health_->Update(); });
   health_ = std::make_unique<Health>(*pool_, metrics_);
   pool_->Start();
-  return pool_->WaitReady();
+  if (absl::Status status = pool_->WaitReady(); !status.ok()) return status;
+  absl::Status warm = pool_->WaitWarm();
+  if (warm.ok()) return warm;
+  return absl::Status(warm.code(), absl::StrCat("--warmup_manifest: ", options_.warmup_manifest, ": ", warm.message()));
 }
 
 absl::Status Daemon::StartServices(std::function<void()> start_drain) {

@@ -40,7 +40,7 @@ bool SomebodyListens(const std::string& path) {
 
 std::shared_ptr<grpc::ServerCredentials> TcpCredentials(const TlsFiles& tls, std::shared_ptr<TokenGuard> guard) {
   if (tls.empty()) return PlainCredentials(std::move(guard));
-  const std::shared_ptr<grpc::ServerCredentials> credentials = TlsCredentials(tls);
+  std::shared_ptr<grpc::ServerCredentials> credentials = TlsCredentials(tls);
   if (guard != nullptr) credentials->SetAuthMetadataProcessor(std::move(guard));
   return credentials;
 }

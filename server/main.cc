@@ -49,6 +49,11 @@ ABSL_FLAG(std::string, kernel_cache_dir, "",
 ABSL_FLAG(absl::Duration, worker_hang_timeout, gemmd::ServerOptions().worker_hang_timeout,
           "How long a worker may leave requests without finishing any (beyond what their size explains) before it is "
           "killed and started again; 0: forever.");
+ABSL_FLAG(
+    std::string, warmup_manifest, "",
+    "JSON file of shapes, the fields of gemmd.v1.WarmUpRequest: {\"shapes\": [{\"op\": \"DENSE\", \"scaling\": "
+    "\"SCALING_1D2D\", \"d_dtype\": \"BF16\", \"m\": 0, \"n\": 2112, \"k\": 7168}]}. Every worker prepares them before "
+    "gemmd is ready; one that is started again does so while it works.");
 ABSL_FLAG(absl::Duration, worker_start_timeout, absl::Seconds(60),
           "How long a worker may take to be ready before it is killed and started again.");
 
@@ -156,6 +161,7 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.worker_hang_timeout = absl::GetFlag(FLAGS_worker_hang_timeout);
   options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   options.worker_threads = absl::GetFlag(FLAGS_worker_threads);
+  options.warmup_manifest = absl::GetFlag(FLAGS_warmup_manifest);
   options.merging = absl::GetFlag(FLAGS_merging);
   options.tls = {absl::GetFlag(FLAGS_tls_cert), absl::GetFlag(FLAGS_tls_key), absl::GetFlag(FLAGS_tls_client_ca)};
   options.token_file = absl::GetFlag(FLAGS_token_file);

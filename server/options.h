@@ -45,8 +45,9 @@ struct ServerOptions {
   TlsFiles tls;
   // Users who may open sessions at the broker; unset: everybody whom the mode of its socket lets in.
   std::optional<std::vector<uid_t>> allow_uids;
-  std::string token_file;  // Bearer tokens that calls on TCP need; empty: none. Read again when it changes.
-  bool insecure = false;   // Allows TCP on other than loopback addresses without TLS.
+  std::string token_file;       // Bearer tokens that calls on TCP need; empty: none. Read again when it changes.
+  std::string warmup_manifest;  // Shapes that workers prepare before the daemon is ready; empty: none.
+  bool insecure = false;        // Allows TCP on other than loopback addresses without TLS.
   bool admin_over_tcp = false;
   std::string log_level = "info";
 

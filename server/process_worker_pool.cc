@@ -24,13 +24,6 @@ constexpr double kLeastGpuWorkPerSecond = 1e13;
 
 absl::Status NoneReady() { return absl::UnavailableError("no ready worker"); }
 
-ControlRequest CloseRequest(uint64_t region_id) {
-  ControlRequest request;
-  request.type = ControlRequestType::kCloseRegion;
-  request.region_id = region_id;
-  return request;
-}
-
 }  // namespace
 
 ProcessWorkerPool::ProcessWorkerPool(ProcessWorkerPoolOptions options, std::function<void()> on_change)
@@ -82,6 +75,28 @@ bool ProcessWorkerPool::Settled() const {
   return all_ready;
 }
 
+absl::Status ProcessWorkerPool::WaitWarm() {
+  absl::MutexLock lock(&mutex_);
+  mutex_.Await(absl::Condition(
+      +[](ProcessWorkerPool* pool) ABSL_SHARED_LOCKS_REQUIRED(pool->mutex_) { return pool->Warm(); }, this));
+  for (const Slot& slot : slots_) {
+    if (slot.state == WorkerState::kQuarantined) {
+      return absl::UnavailableError(absl::StrCat("worker ", slot.traits.device, " died too often while it warmed up"));
+    }
+  }
+  return warm_up_status_;
+}
+
+bool ProcessWorkerPool::Warm() const {
+  if (!warm_up_status_.ok()) return true;
+  bool all_warm = true;
+  for (const Slot& slot : slots_) {
+    if (slot.state == WorkerState::kQuarantined) return true;
+    if (!slot.warm) all_warm = false;
+  }
+  return all_warm;
+}
+
 bool ProcessWorkerPool::IsCurrent(int worker, uint32_t generation) {
   return slot(worker).generation == generation && slot(worker).link != nullptr;
 }
@@ -131,6 +146,7 @@ void ProcessWorkerPool::OnEnded(int worker, bool quarantined) {
     slot.state = quarantined ? WorkerState::kQuarantined : WorkerState::kDead;
     slot.pid = 0;
     slot.greeted = false;
+    slot.warm = false;
     slot.mapped.clear();
     slot.reconciling = 0;
   }
@@ -178,6 +194,38 @@ void ProcessWorkerPool::Reconcile(int worker, uint32_t generation) {
   supervisor_->ReportReady(worker);
   SubmitReturned();
   on_change_();
+  WarmUp(worker, generation, 0);
+}
+
+// One shape after another: a worker answers control requests in order, and regions are not to wait for all of them.
+void ProcessWorkerPool::WarmUp(int worker, uint32_t generation, size_t next) {
+  absl::MutexLock lock(&mutex_);
+  if (!IsCurrent(worker, generation) || !slot(worker).greeted) return;
+  if (next == options_.warm_up.size()) {
+    slot(worker).warm = true;
+    if (next > 0) spdlog::info("worker {}: warm, {} shapes prepared", worker, next);
+    return;
+  }
+  ControlRequest request;
+  request.type = ControlRequestType::kPrepare;
+  request.shape = options_.warm_up[next];
+  const auto answer = [this, worker, generation, next](const absl::StatusOr<ControlResult>& result) {
+    OnWarmedUp(worker, generation, next, result.status());
+  };
+  // Refused only by a link that just died; its successor begins again.
+  slot(worker).link->Control(request, nullptr, answer).IgnoreError();
+}
+
+void ProcessWorkerPool::OnWarmedUp(int worker, uint32_t generation, size_t index, const absl::Status& status) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!IsCurrent(worker, generation) || !slot(worker).greeted) return;
+    if (!status.ok()) {
+      spdlog::error("worker {}: warm-up: shapes[{}]: {}", worker, index, status.ToString());
+      warm_up_status_.Update(absl::Status(status.code(), absl::StrCat("shapes[", index, "]: ", status.message())));
+    }
+  }
+  WarmUp(worker, generation, index + 1);
 }
 
 void ProcessWorkerPool::OnReturned(int worker, uint32_t generation, const JobDescriptor& descriptor,
@@ -234,36 +282,6 @@ bool ProcessWorkerPool::HasFuture(int worker) const {
                      [](const Slot& slot) { return slot.state != WorkerState::kQuarantined; });
 }
 
-bool ProcessWorkerPool::SendDifference(int worker) {
-  Slot& slot = this->slot(worker);
-  const uint32_t generation = slot.generation;
-  const auto answer = [this, worker, generation](absl::StatusOr<ControlResult> result) {
-    OnReconciled(worker, generation, result.status());
-  };
-  uint32_t sent = 0;
-  for (const auto& [id, region] : regions_) {
-    if (region.worker != kAnyWorker && region.worker != worker) continue;
-    if (!slot.mapped.insert(id).second) continue;
-    ControlRequest request;
-    request.type = ControlRequestType::kMapRegion;
-    request.region_id = id;
-    request.region_kind = region.kind;
-    request.access = region.access;
-    request.byte_size = region.byte_size;
-    if (slot.link->Control(request, region.fd, answer).ok()) ++sent;
-  }
-  std::vector<uint64_t> closed;
-  for (uint64_t id : slot.mapped) {
-    if (regions_.find(id) == regions_.end()) closed.push_back(id);
-  }
-  for (uint64_t id : closed) {
-    slot.mapped.erase(id);
-    if (slot.link->Control(CloseRequest(id), nullptr, answer).ok()) ++sent;
-  }
-  slot.reconciling = sent;
-  return sent > 0;
-}
-
 void ProcessWorkerPool::OnReconciled(int worker, uint32_t generation, const absl::Status& status) {
   {
     absl::MutexLock lock(&mutex_);
@@ -272,101 +290,6 @@ void ProcessWorkerPool::OnReconciled(int worker, uint32_t generation, const absl
     if (--slot(worker).reconciling > 0) return;
   }
   Reconcile(worker, generation);
-}
-
-void ProcessWorkerPool::MapRegion(uint64_t region_id, RegionKind kind, Access access, uint64_t byte_size, UniqueFd fd,
-                                  StatusCallback done) {
-  auto fanout = std::make_shared<Fanout>(
-      [this, region_id, done = std::move(done)](const absl::Status& status, const ControlReply&) {
-        if (status.ok()) return done(status);
-        CloseRegion(region_id, [done, status](const absl::Status&) { done(status); });
-      });
-  {
-    absl::MutexLock lock(&mutex_);
-    const Region region{kind, access, byte_size, std::make_shared<const UniqueFd>(std::move(fd)), kAnyWorker};
-    regions_.emplace(region_id, region);
-    ControlRequest request;
-    request.type = ControlRequestType::kMapRegion;
-    request.region_id = region_id;
-    request.region_kind = kind;
-    request.access = access;
-    request.byte_size = byte_size;
-    for (Slot& slot : slots_) {
-      if (slot.state != WorkerState::kReady) continue;
-      slot.mapped.insert(region_id);
-      fanout->Expect();
-      // A link that just died answers nothing, and its successor starts from the table.
-      const auto answer = [fanout](absl::StatusOr<ControlResult> result) { fanout->Answer(result); };
-      if (!slot.link->Control(request, region.fd, answer).ok()) fanout->Unexpect();
-    }
-  }
-  fanout->AllSent();
-}
-
-void ProcessWorkerPool::CloseRegion(uint64_t region_id, StatusCallback done) {
-  auto fanout = std::make_shared<Fanout>(
-      [done = std::move(done)](const absl::Status& status, const ControlReply&) { done(status); });
-  {
-    absl::MutexLock lock(&mutex_);
-    regions_.erase(region_id);
-    for (Slot& slot : slots_) {
-      if (slot.state != WorkerState::kReady || slot.mapped.erase(region_id) == 0) continue;
-      fanout->Expect();
-      const auto answer = [fanout](absl::StatusOr<ControlResult> result) { fanout->Answer(result); };
-      if (!slot.link->Control(CloseRequest(region_id), nullptr, answer).ok()) fanout->Unexpect();
-    }
-  }
-  fanout->AllSent();
-}
-
-int ProcessWorkerPool::RoomiestWorker() const {
-  std::vector<uint64_t> used(slots_.size());
-  for (const auto& [id, region] : regions_) {
-    if (region.worker != kAnyWorker) used[static_cast<size_t>(region.worker)] += region.byte_size;
-  }
-  int best = kAnyWorker;
-  double best_room = 0;
-  for (size_t i = 0; i < slots_.size(); ++i) {
-    if (slots_[i].state != WorkerState::kReady) continue;
-    const double room = static_cast<double>(slots_[i].traits.memory_bytes) - static_cast<double>(used[i]);
-    if (best != kAnyWorker && room <= best_room) continue;
-    best = static_cast<int>(i);
-    best_room = room;
-  }
-  return best;
-}
-
-void ProcessWorkerPool::AllocateTensor(uint64_t region_id, uint64_t byte_size, AllocateCallback done) {
-  ControlRequest request;
-  request.type = ControlRequestType::kAllocate;
-  request.region_id = region_id;
-  request.byte_size = byte_size;
-  absl::Status status = NoneReady();
-  {
-    absl::MutexLock lock(&mutex_);
-    const int worker = RoomiestWorker();
-    if (worker != kAnyWorker) {
-      status = slot(worker).link->Control(
-          request, nullptr, [this, region_id, byte_size, worker, done](absl::StatusOr<ControlResult> result) {
-            if (result.ok()) result->reply.memory_bytes = byte_size;
-            done(OnAllocated(region_id, worker, std::move(result)));
-          });
-    }
-  }
-  if (!status.ok()) done(status);
-}
-
-absl::StatusOr<int> ProcessWorkerPool::OnAllocated(uint64_t region_id, int worker,
-                                                   absl::StatusOr<ControlResult> result) {
-  if (!result.ok()) return result.status();
-  if (!result->fd.valid()) return absl::InternalError("the worker gave no descriptor for the tensor's memory");
-  absl::MutexLock lock(&mutex_);
-  // A link delivers its replies before its death, and the next process starts after that, so this is still the process
-  // that has the memory, or none is and the next one gets it from the table.
-  slot(worker).mapped.insert(region_id);
-  regions_.emplace(region_id, Region{RegionKind::kTensor, Access::kReadWrite, result->reply.memory_bytes,
-                                     std::make_shared<const UniqueFd>(std::move(result->fd)), worker});
-  return worker;
 }
 
 absl::StatusOr<SubmittedJob> ProcessWorkerPool::Submit(const JobDescriptor& descriptor, int worker, JobCallback done) {

@@ -33,6 +33,8 @@ namespace gemmd {
 struct ProcessWorkerPoolOptions {
   SupervisorOptions supervisor;
   WorkerLinkOptions link;
+  // What every worker prepares once it is ready, the successor of a dead one too, while it takes jobs.
+  std::vector<PrepareShape> warm_up;
   std::vector<std::string> devices;  // What each worker is called until its hello: "cpu", or the UUID of a GPU.
 };
 
@@ -47,6 +49,10 @@ class ProcessWorkerPool : public WorkerPool {
 
   // Waits until every worker is ready. Errors: UNAVAILABLE as soon as one is quarantined.
   absl::Status WaitReady();
+
+  // Waits until every worker has prepared options.warm_up. Errors: of the first shape that a worker refused, and as
+  // WaitReady.
+  absl::Status WaitWarm();
 
   uint64_t NextRegionId() override { return next_region_id_.fetch_add(1, std::memory_order_relaxed); }
   void MapRegion(uint64_t region_id, RegionKind kind, Access access, uint64_t byte_size, UniqueFd fd,
@@ -75,6 +81,7 @@ class ProcessWorkerPool : public WorkerPool {
     bool greeted = false;
     std::unique_ptr<WorkerLink> link;
     std::unordered_set<uint64_t> mapped;  // Region ids that it has or is being given.
+    bool warm = false;                    // Has prepared options.warm_up.
     uint32_t reconciling = 0;             // Requests of the running reconciliation without a reply.
   };
 
@@ -100,8 +107,11 @@ class ProcessWorkerPool : public WorkerPool {
   void Reconcile(int worker, uint32_t generation);
   bool SendDifference(int worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnReconciled(int worker, uint32_t generation, const absl::Status& status);
+  void WarmUp(int worker, uint32_t generation, size_t next);
+  void OnWarmedUp(int worker, uint32_t generation, size_t index, const absl::Status& status);
   absl::StatusOr<int> OnAllocated(uint64_t region_id, int worker, absl::StatusOr<ControlResult> result);
   int RoomiestWorker() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  bool Warm() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   bool Settled() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
 
   const ProcessWorkerPoolOptions options_;
@@ -110,6 +120,7 @@ class ProcessWorkerPool : public WorkerPool {
 
   mutable absl::Mutex mutex_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status warm_up_status_ ABSL_GUARDED_BY(mutex_);  // The first refusal.
   std::vector<Slot> slots_ ABSL_GUARDED_BY(mutex_);
   std::unordered_map<uint64_t, Region> regions_ ABSL_GUARDED_BY(mutex_);
   std::vector<ReturnedJob> returned_ ABSL_GUARDED_BY(mutex_);

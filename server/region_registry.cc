@@ -168,7 +168,7 @@ absl::Status RegionRegistry::OnMapped(uint64_t region_id, const absl::Status& st
   }
   if (!status.ok()) Forget(region_id);
   if (status.ok() && abandoned) Unmap(region_id, [](const absl::Status&) {});
-  const absl::Status result = status.ok() && abandoned ? absl::UnauthenticatedError("session: it has ended") : status;
+  absl::Status result = status.ok() && abandoned ? absl::UnauthenticatedError("session: it has ended") : status;
   CountRegistration(kind, result);
   return result;
 }

@@ -4,18 +4,44 @@
 
 #include "gpu/memory_window.h"
 #include "proto/job.h"
+#include "tests/fuzz/require.h"
 #include "tests/gpu/job_samples.h"
 
+#include "absl/types/span.h"
+
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <variant>
+#include <vector>
 
 namespace gemmd {
 namespace {
 
-void Require(bool condition) {
-  if (!condition) std::abort();
+constexpr size_t kGroupBytes = 4096;
+
+// Valid ones, so that a few changed bytes get far; zeros first.
+std::vector<JobDescriptor> Bases() {
+  using namespace testing;  // NOLINT: the samples.
+  return {JobDescriptor(),
+          DenseJob(),
+          DenseJob(Scaling::k1D1D),
+          DenseJob(Scaling::kNone),
+          ContiguousJob(GroupEncoding::kOffsets),
+          ContiguousJob(GroupEncoding::kRowIndex),
+          ContiguousJob(GroupEncoding::kAlignedEnds),
+          MaskedJob(),
+          KGroupedJob(),
+          QuantizeJob(),
+          QuantizeJob(QuantizeBlock::k128x128),
+          CopyJob()};
+}
+
+// XORs what there is of `size` bytes over `target` and gives the rest.
+absl::Span<const uint8_t> Change(absl::Span<const uint8_t> changes, void* target, size_t size) {
+  auto* bytes = static_cast<uint8_t*>(target);
+  const size_t count = std::min(size, changes.size());
+  for (size_t i = 0; i < count; ++i) bytes[i] ^= changes[i];
+  return changes.subspan(count);
 }
 
 void RequireInside(const Gemm& gemm) {
@@ -35,13 +61,15 @@ void RequireInside(const Gemm& gemm) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const gemmd::testing::SampleRegions regions;
-  gemmd::JobDescriptor job;
-  std::memset(static_cast<void*>(&job), 0, sizeof(job));
-  const size_t used = std::min(size, sizeof(job));
-  if (used > 0) std::memcpy(static_cast<void*>(&job), data, used);
-  const size_t group_bytes = std::min<size_t>(size - used, 4096);
-  std::memset(regions.groups->data(), 0, 4096);
-  if (group_bytes > 0) std::memcpy(regions.groups->data(), data + used, group_bytes);
+  static const std::vector<gemmd::JobDescriptor> bases = gemmd::Bases();
+  if (size == 0) return 0;
+  absl::Span<const uint8_t> changes(data + 1, size - 1);
+  gemmd::JobDescriptor job = bases[data[0] % bases.size()];
+  std::memset(regions.groups->data(), 0, gemmd::kGroupBytes);
+  const std::vector<int32_t> groups = gemmd::testing::SampleGroups(job);
+  if (!groups.empty()) std::memcpy(regions.groups->data(), groups.data(), groups.size() * sizeof(int32_t));
+  changes = gemmd::Change(changes, &job, sizeof(job));
+  gemmd::Change(changes, regions.groups->data(), gemmd::kGroupBytes);
 
   const auto result = regions.Check(job);
   if (const auto* gemm = std::get_if<gemmd::Gemm>(&result)) gemmd::RequireInside(*gemm);

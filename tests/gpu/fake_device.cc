@@ -7,6 +7,7 @@
 #include "absl/time/time.h"
 
 #include <cstring>
+#include <fstream>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <utility>
@@ -102,7 +103,15 @@ absl::StatusOr<Allocation> FakeDevice::Allocate(uint64_t byte_size) {
   return Allocation{std::make_shared<FileMemory>(*std::move(fd), byte_size), std::move(kept)};
 }
 
-absl::StatusOr<PrepareResult> FakeDevice::Prepare(const PrepareShape&) { return PrepareResult{1, 0}; }
+absl::StatusOr<PrepareResult> FakeDevice::Prepare(const PrepareShape& shape) {
+  if (script_.refuse_prepare) return absl::UnimplementedError("scripted");
+  absl::SleepFor(absl::Nanoseconds(script_.prepare_delay_ns));
+  if (!script_.prepare_log.empty()) {
+    std::ofstream(script_.prepare_log, std::ios::app)
+        << Name(shape.op) << " " << shape.m << " " << shape.n << " " << shape.k << " " << shape.groups << "\n";
+  }
+  return PrepareResult{1, 0};
+}
 
 void FakeDevice::Submit(Batch batch, BatchDone done) {
   Submitted submitted{std::move(batch), std::move(done), MonotonicNanos()};

@@ -29,6 +29,9 @@ ABSL_FLAG(uint64_t, fail_every, 0, "Each so-many-th job fails; 0: none.");
 ABSL_FLAG(uint64_t, exit_after_jobs, 0, "The process ends in the middle of this job; 0: never.");
 ABSL_FLAG(uint64_t, hang_after_jobs, 0, "From this job on nothing is answered; 0: never.");
 ABSL_FLAG(uint64_t, fault_after_jobs, 0, "From this job on the device is beyond repair; 0: never.");
+ABSL_FLAG(std::string, prepare_log, "", "File that gets a line for each prepared shape.");
+ABSL_FLAG(uint64_t, prepare_delay_us, 0, "Time of each prepared shape.");
+ABSL_FLAG(bool, refuse_prepare, false, "No shape is prepared.");
 ABSL_FLAG(int, fill, -1, "Byte that outputs are filled with; -1: left alone.");
 
 int main(int argc, char** argv) {
@@ -48,6 +51,9 @@ int main(int argc, char** argv) {
   script.exit_after_jobs = absl::GetFlag(FLAGS_exit_after_jobs);
   script.hang_after_jobs = absl::GetFlag(FLAGS_hang_after_jobs);
   script.fault_after_jobs = absl::GetFlag(FLAGS_fault_after_jobs);
+  script.prepare_log = absl::GetFlag(FLAGS_prepare_log);
+  script.prepare_delay_ns = absl::GetFlag(FLAGS_prepare_delay_us) * 1000;
+  script.refuse_prepare = absl::GetFlag(FLAGS_refuse_prepare);
   script.fill = absl::GetFlag(FLAGS_fill);
   gemmd::testing::FakeDevice device(script);
   gemmd::WorkerOptions options;

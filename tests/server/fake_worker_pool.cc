@@ -33,7 +33,7 @@ void FakeWorkerPool::MapRegion(uint64_t region_id, RegionKind, Access access, ui
                                StatusCallback done) {
   auto shared_fd = std::make_shared<UniqueFd>(std::move(fd));
   Post([this, region_id, access, byte_size, shared_fd, done = std::move(done)] {
-    absl::Status status = TakeFailure(fail_control_).value_or(absl::OkStatus());
+    absl::Status status = TakeFailure(&FakeWorkerPool::fail_control_).value_or(absl::OkStatus());
     if (status.ok()) {
       auto mapping = SharedMapping::Map(shared_fd->get(), byte_size, access);
       status = mapping.status();
@@ -63,7 +63,7 @@ void FakeWorkerPool::CloseRegion(uint64_t region_id, StatusCallback done) {
 
 void FakeWorkerPool::AllocateTensor(uint64_t region_id, uint64_t byte_size, AllocateCallback done) {
   Post([this, region_id, byte_size, done = std::move(done)] {
-    if (auto failure = TakeFailure(fail_control_)) {
+    if (auto failure = TakeFailure(&FakeWorkerPool::fail_control_)) {
       done(*failure);
       return;
     }
@@ -78,12 +78,12 @@ void FakeWorkerPool::AllocateTensor(uint64_t region_id, uint64_t byte_size, Allo
 }
 
 absl::StatusOr<SubmittedJob> FakeWorkerPool::Submit(const JobDescriptor& descriptor, int, JobCallback done) {
-  if (auto failure = TakeFailure(fail_submit_)) return *failure;
+  if (auto failure = TakeFailure(&FakeWorkerPool::fail_submit_)) return *failure;
   JobDescriptor job = descriptor;
   job.job_id = next_job_id_.fetch_add(1);
   jobs_queued_.fetch_add(1);
   Post([this, job, done = std::move(done)] {
-    auto failure = TakeFailure(fail_job_);
+    auto failure = TakeFailure(&FakeWorkerPool::fail_job_);
     const JobCompletion completion = Execute(job);
     jobs_queued_.fetch_sub(1);
     if (failure) {
@@ -199,9 +199,9 @@ void FakeWorkerPool::Post(std::function<void()> task) {
   tasks_.push_back(std::move(task));
 }
 
-std::optional<absl::Status> FakeWorkerPool::TakeFailure(std::optional<absl::Status>& slot) {
+std::optional<absl::Status> FakeWorkerPool::TakeFailure(std::optional<absl::Status> FakeWorkerPool::*slot) {
   absl::MutexLock lock(&mutex_);
-  return std::exchange(slot, std::nullopt);
+  return std::exchange(this->*slot, std::nullopt);
 }
 
 JobCompletion FakeWorkerPool::Execute(const JobDescriptor& job) {

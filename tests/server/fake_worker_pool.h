@@ -70,7 +70,7 @@ class FakeWorkerPool : public WorkerPool {
 
   void Run();
   void Post(std::function<void()> task);
-  std::optional<absl::Status> TakeFailure(std::optional<absl::Status>& slot);
+  std::optional<absl::Status> TakeFailure(std::optional<absl::Status> FakeWorkerPool::*slot);
   JobCompletion Execute(const JobDescriptor& job);
   JobCompletion Copy(const JobDescriptor& job) const;
 

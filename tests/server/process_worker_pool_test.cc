@@ -4,13 +4,12 @@
 
 #include "tests/server/service_fixture.h"
 
-#include "absl/strings/match.h"
-#include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <fstream>
 #include <memory>
 #include <optional>
 #include <signal.h>
@@ -22,7 +21,8 @@
 namespace gemmd {
 namespace {
 
-using ::testing::HasSubstr;
+using ::testing::ElementsAre;
+using ::testing::UnorderedElementsAre;
 
 constexpr uint64_t kMillisecond = 1'000'000;
 constexpr uint64_t kBytes = 4096;
@@ -65,6 +65,13 @@ JobDescriptor CopyJob(uint64_t from, uint64_t to) {
     operand.strides[0] = 1;
   }
   return job;
+}
+
+std::vector<std::string> LinesOf(const std::string& path) {
+  std::ifstream stream(path);
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(stream, line);) lines.push_back(line);
+  return lines;
 }
 
 class ProcessWorkerPoolTest : public ::testing::Test {
@@ -243,7 +250,7 @@ TEST_F(ProcessWorkerPoolTest, TensorsGoWhereMostRoomIs) {
     ASSERT_TRUE(worker.ok()) << worker.status();
     ++tensors_of[static_cast<size_t>(*worker)];
   }
-  EXPECT_THAT(tensors_of, ::testing::ElementsAre(2, 2));
+  EXPECT_THAT(tensors_of, ElementsAre(2, 2));
 }
 
 TEST_F(ProcessWorkerPoolTest, JobsInFlightAreUnavailableWhenTheirWorkerDies) {
@@ -296,6 +303,41 @@ TEST_F(ProcessWorkerPoolTest, EveryReadyWorkerPrepares) {
   const absl::StatusOr<ControlReply> sum = prepared.Get();
   ASSERT_TRUE(sum.ok()) << sum.status();
   EXPECT_EQ(sum->kernels_ready, 3u);
+}
+
+TEST_F(ProcessWorkerPoolTest, ItIsWarmOnceEveryWorkerHasPreparedEveryShape) {
+  const TemporaryFolder folder;
+  const std::string log = folder.path() + "/prepared";
+  ProcessWorkerPoolOptions options = Options(2, {"--prepare_log=" + log});
+  options.warm_up = {{.op = Op::kDense, .n = 16, .k = 32}, {.op = Op::kKGrouped, .m = 1, .n = 2, .k = 3, .groups = 4}};
+  Start(options);
+  const absl::Status status = pool_->WaitWarm();
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_THAT(LinesOf(log),
+              UnorderedElementsAre("dense 0 16 32 0", "dense 0 16 32 0", "k_grouped 1 2 3 4", "k_grouped 1 2 3 4"));
+}
+
+TEST_F(ProcessWorkerPoolTest, TheSuccessorOfADeadWorkerWarmsUpWhileItWorks) {
+  const TemporaryFolder folder;
+  const std::string log = folder.path() + "/prepared";
+  ProcessWorkerPoolOptions options = Options(1, {"--prepare_log=" + log, "--prepare_delay_us=500000"});
+  options.warm_up = {{.op = Op::kDense, .n = 16, .k = 32}, {.op = Op::kDense, .n = 17, .k = 33}};
+  Start(options);
+  ASSERT_TRUE(pool_->WaitWarm().ok());
+  const uint64_t from = MakeRegion('a');
+  const uint64_t to = MakeRegion('b');
+  Replace();
+  ExpectSuccess(Run(CopyJob(from, to)));
+  EXPECT_LT(LinesOf(log).size(), 4u) << "it was ready before it was warm";
+  WaitUntil([&] { return LinesOf(log).size() == 4; });
+}
+
+TEST_F(ProcessWorkerPoolTest, AShapeThatAWorkerRefusesIsNamed) {
+  ProcessWorkerPoolOptions options = Options(2, {"--refuse_prepare"});
+  options.warm_up = {{.op = Op::kDense, .n = 16, .k = 32}};
+  Start(options);
+  ASSERT_TRUE(pool_->WaitReady().ok());
+  EXPECT_EQ(pool_->WaitWarm(), absl::UnimplementedError("shapes[0]: scripted"));
 }
 
 TEST_F(ProcessWorkerPoolTest, WithoutAReadyWorkerNothingIsTaken) {

@@ -10,7 +10,6 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cerrno>
@@ -24,8 +23,6 @@
 
 namespace gemmd {
 namespace {
-
-using ::testing::ElementsAre;
 
 constexpr absl::Duration kPatience = absl::Seconds(20);
 constexpr uint64_t kMillisecond = 1'000'000;
@@ -62,8 +59,11 @@ class SupervisorTest : public ::testing::Test {
   }
 
   void Start(const SupervisorOptions& options) {
-    started_.resize(options.workers.size());
-    ended_.resize(options.workers.size());
+    {
+      absl::MutexLock lock(&mutex_);
+      started_.resize(options.workers.size());
+      ended_.resize(options.workers.size());
+    }
     supervisor_ = std::make_unique<Supervisor>(
         options, Supervisor::Events{[this](int worker, pid_t pid, UniqueFd socket) {
                                       absl::MutexLock lock(&mutex_);
