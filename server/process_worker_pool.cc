@@ -40,6 +40,8 @@ ProcessWorkerPool::~ProcessWorkerPool() {
   {
     absl::MutexLock lock(&mutex_);
     stopping_ = true;
+    mutex_.Await(absl::Condition(
+        +[](int* starting) { return *starting == 0; }, &starting_links_));
     for (Slot& slot : slots_) {
       slot.state = WorkerState::kDead;
       links.push_back(std::move(slot.link));
@@ -128,9 +130,15 @@ void ProcessWorkerPool::OnStarted(int worker, pid_t pid, UniqueFd socket) {
     }
     slot.link = *std::move(created);
     link = slot.link.get();
+    ++starting_links_;
   }
   // Only this thread and the destructor, which waits for it, take the link away.
-  if (absl::Status status = link->Run(); !status.ok()) {
+  const absl::Status status = link->Run();
+  {
+    absl::MutexLock lock(&mutex_);
+    --starting_links_;
+  }
+  if (!status.ok()) {
     spdlog::error("worker {}: no job ring: {}", worker, status.ToString());
     supervisor_->ReportLost(worker);
   }

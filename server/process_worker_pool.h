@@ -120,6 +120,7 @@ class ProcessWorkerPool : public WorkerPool {
 
   mutable absl::Mutex mutex_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  int starting_links_ ABSL_GUARDED_BY(mutex_) = 0;       // Links whose Run has not returned.
   absl::Status warm_up_status_ ABSL_GUARDED_BY(mutex_);  // The first refusal.
   std::vector<Slot> slots_ ABSL_GUARDED_BY(mutex_);
   std::unordered_map<uint64_t, Region> regions_ ABSL_GUARDED_BY(mutex_);
