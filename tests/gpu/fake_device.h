@@ -38,7 +38,7 @@ struct FakeScript {
   uint64_t exit_after_jobs = 0;   // The process ends, as by a crash, in the middle of this job; 0: never.
   uint64_t hang_after_jobs = 0;   // Batches are never answered from this job on; 0: never.
   uint64_t fault_after_jobs = 0;  // From this job on all fail and the device is beyond repair; 0: never.
-  std::string prepare_log;        // File that gets a line for each prepared shape; empty: none.
+  std::string prepare_log = {};   // File that gets a line for each prepared shape; empty: none.
   uint64_t prepare_delay_ns = 0;  // Of each shape.
   bool refuse_prepare = false;    // UNIMPLEMENTED.
   int fill = -1;                  // 0 to 255: bytes that outputs are filled with; -1: left alone.
