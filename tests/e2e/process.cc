@@ -17,8 +17,8 @@
 #include <fstream>
 #include <netinet/in.h>
 #include <poll.h>
-#include <spawn.h>
 #include <sstream>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -42,6 +42,18 @@ int PollMilliseconds(absl::Time deadline) {
 std::string Workers() {
   const char* const workers = std::getenv("GEMMD_TEST_WORKERS");
   return workers == nullptr ? "cpu" : workers;
+}
+
+// After fork: system calls only. The child dies with the thread that started it, so that a test that crashes leaves
+// nothing behind which holds its output open.
+[[noreturn]] void ExecChild(char* const* arguments, int input, int output, int failure) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  dup2(input, STDIN_FILENO);
+  dup2(output, STDOUT_FILENO);
+  execv(arguments[0], arguments);
+  const int error = errno;
+  (void)!write(failure, &error, sizeof(error));
+  _exit(127);
 }
 
 // "key=value" from the ready line; values end at the next " key=".
@@ -85,17 +97,22 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(const std::vec
   UniqueFd output_read(output[0]);
   UniqueFd output_write(output[1]);
 
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_adddup2(&actions, input_read.get(), STDIN_FILENO);
-  posix_spawn_file_actions_adddup2(&actions, output_write.get(), STDOUT_FILENO);
   std::vector<char*> argv;
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
-  pid_t pid = -1;
-  const int error = posix_spawn(&pid, argv[0], &actions, nullptr, argv.data(), environ);
-  posix_spawn_file_actions_destroy(&actions);
-  if (error != 0) return absl::ErrnoToStatus(error, absl::StrCat("cannot start ", arguments[0]));
+  int failure[2];
+  if (pipe2(failure, O_CLOEXEC) != 0) return absl::ErrnoToStatus(errno, "pipe");
+  const UniqueFd failure_read(failure[0]);
+  UniqueFd failure_write(failure[1]);
+  const pid_t pid = fork();
+  if (pid < 0) return absl::ErrnoToStatus(errno, "fork");
+  if (pid == 0) ExecChild(argv.data(), input_read.get(), output_write.get(), failure_write.get());
+  failure_write.Reset();
+  int error = 0;
+  if (read(failure_read.get(), &error, sizeof(error)) == sizeof(error)) {
+    waitpid(pid, nullptr, 0);
+    return absl::ErrnoToStatus(error, absl::StrCat("cannot start ", arguments[0]));
+  }
 
   std::unique_ptr<ChildProcess> child(new ChildProcess());
   child->pid_ = pid;
