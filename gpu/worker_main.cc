@@ -23,6 +23,7 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <unistd.h>
 #include <utility>
 #include <vector>
 
@@ -124,7 +125,10 @@ int Main() {
   options.limits.merging = absl::GetFlag(FLAGS_merging);
   options.limits.max_queued_jobs = absl::GetFlag(FLAGS_queue_limit);
   options.faults = FaultInjection(absl::GetFlag(FLAGS_fault_file));
-  return RunWorkerProcess(**device, *std::move(socket), options);
+  const int status = RunWorkerProcess(**device, *std::move(socket), options);
+  // Nothing of a broken device is worth an orderly end, which waits for compiles under way.
+  if (status == kExitDeviceFault) _exit(status);
+  return status;
 }
 
 }  // namespace

@@ -25,15 +25,16 @@ struct CpuDeviceOptions {
 
 class CpuDevice : public Device {
  public:
-  // One device for all tests: kernels are compiled once. Skips, by exit status, where there is no Hopper GPU.
+  // One device for all tests: kernels are compiled once. Skips, by exit status, where there is no Hopper GPU. The
+  // device is gone before NVRTC is, which its threads may be using.
   static absl::StatusOr<std::unique_ptr<Device>> Open(const CpuDeviceOptions&) {
-    static Device* const device = [] {
+    static const std::unique_ptr<Device> device = [] {
       absl::StatusOr<std::unique_ptr<Device>> opened = CudaDevice::Open({});
       if (!opened.ok()) {
         std::cerr << "skipped: " << opened.status() << "\n";
         std::_Exit(77);
       }
-      return opened->release();
+      return *std::move(opened);
     }();
     return std::unique_ptr<Device>(new CpuDevice(*device));
   }
