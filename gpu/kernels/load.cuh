@@ -93,7 +93,9 @@ inline constexpr int kScalesBarrier = 5;
 // Where promotion overlaps, a stage is read until its successor has been found full too. racecheck loses an order that
 // is more than a dozen barriers old.
 template <GemmTraits T>
-inline constexpr int kScalesAhead = min(T.stages - 1 - (T.overlapped() ? 1 : 0), 8);
+inline constexpr int kFreeStages = T.stages - 1 - (T.overlapped() ? 1 : 0);
+template <GemmTraits T>
+inline constexpr int kScalesAhead = kFreeStages<T> < 8 ? kFreeStages<T> : 8;
 
 template <GemmTraits T>
 __device__ __forceinline__ void MeetOverScales() {
