@@ -46,7 +46,7 @@ struct WorkerLinkOptions {
   // Without a completion for so long, and for as long again as the work in flight takes at this rate (units of
   // router.h's PredictWork), while jobs are in flight: the worker hangs. 0: never.
   uint64_t hang_timeout_ns = 0;
-  double least_work_per_second = 2e10;
+  double least_work_per_second = 2e9;  // One slow core.
   // Tells the job ids of this process from those of its predecessors.
   uint32_t generation = 0;
 };

@@ -7,6 +7,7 @@
 #include "gpu/region_table.h"
 #include "proto/element_type.h"
 #include "proto/shared_memory.h"
+#include "tests/gpu/job_samples.h"
 
 #include "gtest/gtest.h"
 
@@ -132,17 +133,7 @@ class CudaMaskedTest : public ::testing::Test {
   }
 
   static OperandDescriptor Matrix(uint64_t region, DType dtype, std::initializer_list<int64_t> shape) {
-    OperandDescriptor operand;
-    operand.region = region;
-    operand.dtype = dtype;
-    operand.rank = static_cast<uint8_t>(shape.size());
-    std::copy(shape.begin(), shape.end(), operand.shape);
-    int64_t stride = 1;
-    for (int i = operand.rank - 1; i >= 0; --i) {
-      operand.strides[i] = stride;
-      stride *= operand.shape[i];
-    }
-    return operand;
+    return testing::MakeOperand(region, 0, dtype, shape);
   }
 
   // The job, and the region of its D.
