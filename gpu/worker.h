@@ -34,6 +34,7 @@ struct WorkerOptions {
   // After the latest job, at most. 0 never spins; ignored on a machine with one core.
   uint64_t spin_ns = kDefaultSpinNanos;
   FaultInjection faults;  // For tests.
+  int loop_cpu = -1;      // The core that the loop stays on; -1 leaves that to the kernel.
 };
 
 // One thread calls Run; AttachRing and Stop may be called from any. The device must outlive the worker, and must be

@@ -41,6 +41,7 @@ ABSL_FLAG(bool, merging, true, "Let waiting jobs on the same weights share a lau
 ABSL_FLAG(uint32_t, spin_us, gemmd::kDefaultSpinNanos / 1000,
           "Microseconds for which the loop spins after a job before it sleeps, at most (a quarter where jobs come more "
           "rarely than that); 0 never spins. No effect on one core.");
+ABSL_FLAG(int, loop_cpu, -1, "Number of the core that the loop stays on; -1 leaves that to the kernel. Set by gemmd.");
 ABSL_FLAG(uint32_t, queue_limit, gemmd::BatchLimits{}.max_queued_jobs,
           "Jobs that may wait; more are refused with RESOURCE_EXHAUSTED.");
 ABSL_FLAG(std::string, log_level, "info", "Least severe messages to log: trace, debug, info, warning, error, off.");
@@ -122,6 +123,7 @@ int Main() {
   }
   WorkerOptions options;
   options.spin_ns = uint64_t{absl::GetFlag(FLAGS_spin_us)} * 1000;
+  options.loop_cpu = absl::GetFlag(FLAGS_loop_cpu);
   options.limits.merging = absl::GetFlag(FLAGS_merging);
   options.limits.max_queued_jobs = absl::GetFlag(FLAGS_queue_limit);
   options.faults = FaultInjection(absl::GetFlag(FLAGS_fault_file));

@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <memory>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -26,6 +27,16 @@ namespace {
 // A device that does not finish its batches in this time when nobody waits for them any more is not waited for either:
 // the alarm's signal ends the process.
 constexpr unsigned kExitSeconds = 5;
+
+// The calling thread, and those that it starts from now on.
+void StayOn(int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  if (sched_setaffinity(0, sizeof(set), &set) != 0) {
+    spdlog::warn("--loop_cpu: expected a core that this process may use, got {}", cpu);
+  }
+}
 
 }  // namespace
 
@@ -70,6 +81,7 @@ int RunWorkerProcess(Device& device, UniqueFd control_socket, const WorkerOption
     worker.Stop();
   });
   pthread_setname_np(pthread_self(), "gemmd-loop");
+  if (options.loop_cpu >= 0) StayOn(options.loop_cpu);
   int exit_status = worker.Run();
   if (exit_status == kExitProtocolError) spdlog::error("job ring: the front end published an impossible position");
   if (exit_status == kExitDeviceFault) spdlog::error("device fault: {}", device.Healthy().ToString());

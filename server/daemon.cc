@@ -3,6 +3,7 @@
 
 #include "proto/broker.h"
 #include "proto/warm_up_manifest.h"
+#include "server/cpu_placement.h"
 #include "server/state_collector.h"
 #include "server/tls.h"
 #include "server/warm_up.h"
@@ -41,7 +42,7 @@ absl::StatusOr<std::vector<PrepareShape>> ReadWarmUp(const std::string& path) {
   return shapes;
 }
 
-ProcessWorkerPoolOptions PoolOptions(const ServerOptions& options) {
+ProcessWorkerPoolOptions PoolOptions(const ServerOptions& options, std::optional<int> loop_cpu) {
   ProcessWorkerPoolOptions pool;
   pool.devices = options.workers;
   pool.supervisor.worker_binary = options.worker_binary;
@@ -54,6 +55,7 @@ ProcessWorkerPoolOptions PoolOptions(const ServerOptions& options) {
                                        absl::StrCat("--kernel_cache_dir=", options.kernel_cache_dir),
                                        absl::StrCat("--merging=", options.merging ? "true" : "false"),
                                        absl::StrCat("--log_level=", options.log_level)});
+    if (loop_cpu) pool.supervisor.workers.back().push_back(absl::StrCat("--loop_cpu=", *loop_cpu));
   }
   return pool;
 }
@@ -71,7 +73,10 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(ServerOptions options, std
   return daemon;
 }
 
-Daemon::Daemon(ServerOptions options) : options_(std::move(options)), metrics_(kVersion) {}
+Daemon::Daemon(ServerOptions options)
+    : options_(std::move(options)),
+      loop_cpu_(LoopCpu(static_cast<int>(options_.workers.size()), AllowedCpus())),
+      metrics_(kVersion) {}
 
 absl::Status Daemon::OpenTokens() {
   if (options_.token_file.empty()) return absl::OkStatus();
@@ -84,7 +89,7 @@ absl::Status Daemon::OpenTokens() {
 absl::Status Daemon::StartWorkers() {
   absl::StatusOr<std::vector<PrepareShape>> warm_up = ReadWarmUp(options_.warmup_manifest);
   if (!warm_up.ok()) return warm_up.status();
-  ProcessWorkerPoolOptions options = PoolOptions(options_);
+  ProcessWorkerPoolOptions options = PoolOptions(options_, loop_cpu_);
   options.warm_up = *std::move(warm_up);
   pool_ = std::make_unique<ProcessWorkerPool>(std::move(options), [this] { health_->Update(); });
   health_ = std::make_unique<Health>(*pool_, metrics_);
@@ -140,6 +145,8 @@ absl::Status Daemon::StartListeners() {
   absl::StatusOr<RunningServer> server = StartServer(options_, services, token_guard_);
   if (!server.ok()) return server.status();
   server_ = *std::move(server);
+  const cpu_set_t cpus = AllowedCpus();
+  pollers_ = std::make_unique<GrpcPollers>(PollerPolicy{}, loop_cpu_ ? Except(cpus, *loop_cpu_) : cpus);
   health_->Attach(server_.server->GetHealthCheckService());
   return absl::OkStatus();
 }
@@ -148,6 +155,7 @@ Daemon::~Daemon() {
   if (server_.server == nullptr) return;
   health_->Attach(nullptr);
   session_service_->EndSessions();
+  pollers_ = nullptr;
   server_.server->Shutdown(std::chrono::system_clock::now() + kShutdownGrace);
 }
 

@@ -9,6 +9,7 @@
 #include "server/broker.h"
 #include "server/drain_gate.h"
 #include "server/gemm_service.h"
+#include "server/grpc_pollers.h"
 #include "server/health.h"
 #include "server/job_builder.h"
 #include "server/listeners.h"
@@ -29,6 +30,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -61,6 +63,7 @@ class Daemon {
   absl::Status StartListeners();
 
   const ServerOptions options_;
+  const std::optional<int> loop_cpu_;
   Metrics metrics_;
   DrainGate gate_;
   // From here each part uses only parts above it; destruction goes the other way.
@@ -80,6 +83,7 @@ class Daemon {
   std::unique_ptr<Broker> broker_;
   std::unique_ptr<MetricsListener> metrics_listener_;
   RunningServer server_;
+  std::unique_ptr<GrpcPollers> pollers_;
 };
 
 }  // namespace gemmd
