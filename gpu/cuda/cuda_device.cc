@@ -234,6 +234,7 @@ CudaDevice::Lane* CudaDevice::TakeLane() {
 void CudaDevice::Submit(Batch batch, BatchDone done) {
   Lane* lane = TakeLane();
   cudaSetDevice(device_);
+  const NvtxDomain::Range range = nvtx_.Begin(batch);
   BatchResult result;
   result.launched_ns = NowNanos();
   if (next_fault_) LaunchFault(*std::exchange(next_fault_, std::nullopt), lane->stream).IgnoreError();

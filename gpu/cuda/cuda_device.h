@@ -10,6 +10,7 @@
 #include "gpu/cuda/batch_launcher.h"
 #include "gpu/cuda/driver.h"
 #include "gpu/cuda/gemm_launcher.h"
+#include "gpu/cuda/nvtx_range.h"
 #include "gpu/device.h"
 
 #include "absl/base/thread_annotations.h"
@@ -90,6 +91,7 @@ class CudaDevice : public Device {
   void* empty_ = nullptr;
   std::unique_ptr<BatchLauncher> batches_;
   std::optional<DeviceFault> next_fault_;  // The loop's.
+  const NvtxDomain nvtx_;
 
   mutable absl::Mutex mutex_;
   std::vector<std::unique_ptr<Lane>>
