@@ -39,6 +39,9 @@ struct CommandOptions {
   std::string service;
   std::vector<std::string> shapes;
   std::string manifest;
+
+  // trace
+  std::string output;
 };
 
 // gemmctl_operator.cc
@@ -47,6 +50,7 @@ absl::Status RunHealth(const CommandOptions& options);
 absl::Status RunWarmUp(const CommandOptions& options);
 absl::Status RunDrain(const CommandOptions& options);
 absl::Status RunLogLevel(const CommandOptions& options);
+absl::Status RunTrace(const CommandOptions& options);
 // gemmctl_tensors.cc
 absl::Status RunPut(const CommandOptions& options);
 absl::Status RunGet(const CommandOptions& options);

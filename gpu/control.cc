@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -147,6 +148,9 @@ absl::Status Control::ServeOne(ReceivedMessage message) {
       if (result.ok()) prepared = *result;
       break;
     }
+    case ControlRequestType::kSetLogLevel:
+      status = SetLogLevel(request.log_level);
+      break;
     default:
       status = absl::UnimplementedError(
           absl::StrCat("control request: expected a known type, got ", static_cast<uint32_t>(request.type)));
@@ -155,6 +159,17 @@ absl::Status Control::ServeOne(ReceivedMessage message) {
   reply.kernels_ready = prepared.kernels_ready;
   reply.kernels_compiled = prepared.kernels_compiled;
   return SendStruct(socket_.get(), reply, fd.get());
+}
+
+absl::Status Control::SetLogLevel(uint8_t level) {
+  if (level >= spdlog::level::n_levels) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("log_level: expected less than ", static_cast<int>(spdlog::level::n_levels), ", got ", level));
+  }
+  const auto value = static_cast<spdlog::level::level_enum>(level);
+  spdlog::set_level(value);
+  spdlog::info("log level: {}", spdlog::level::to_string_view(value));
+  return absl::OkStatus();
 }
 
 absl::Status Control::AttachRing(UniqueFd fd) {

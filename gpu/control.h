@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -64,6 +65,7 @@ class Control {
 
   absl::Status SendReplies();
   absl::Status ServeOne(ReceivedMessage message);
+  static absl::Status SetLogLevel(uint8_t level);
   absl::Status AttachRing(UniqueFd fd);
   absl::Status MapRegion(const ControlRequest& request, UniqueFd fd);
   absl::StatusOr<UniqueFd> Allocate(const ControlRequest& request);

@@ -65,7 +65,6 @@ struct Job {
   uint64_t session = 0;
   uint64_t ring = 0;         // Which ring it came from, and its completion goes to.
   uint64_t deadline_ns = 0;  // CLOCK_MONOTONIC; 0: none.
-  uint64_t received_ns = 0;  // CLOCK_MONOTONIC.
   uint8_t priority = 0;
   Gemm gemm;
 };

@@ -135,7 +135,6 @@ void Worker::Accept(AttachedRing& ring, const JobDescriptor& descriptor) {
           .session = descriptor.session,
           .ring = ring.id,
           .deadline_ns = descriptor.deadline_ns,
-          .received_ns = now_ns,
           .priority = descriptor.priority,
           .gemm = std::get<Gemm>(std::move(checked))};
   Reason reason;
@@ -187,7 +186,7 @@ void Worker::OnDone(const Batch& batch, const BatchResult& result) {
   for (size_t i = 0; i < batch.jobs.size(); ++i) {
     const Job& job = batch.jobs[i];
     JobCompletion completion = Refusal(job.job_id, result.reasons[i]);  // Rule::kNone is success.
-    completion.queue_ns = result.launched_ns - std::min(result.launched_ns, job.received_ns);
+    completion.launched_ns = result.launched_ns;
     completion.device_ns = result.finished_ns - std::min(result.finished_ns, result.launched_ns);
     completion.batch_jobs = static_cast<uint32_t>(batch.jobs.size());
     if (completion.code == 0) completion.flops = Flops(job.gemm);

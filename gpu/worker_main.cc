@@ -8,6 +8,7 @@
 #include "gpu/worker.h"
 #include "gpu/worker_process.h"
 #include "proto/control.h"
+#include "proto/log.h"
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
@@ -16,7 +17,6 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
-#include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
 #include <cstdint>
@@ -43,7 +43,9 @@ ABSL_FLAG(uint32_t, spin_us, gemmd::kDefaultSpinNanos / 1000,
           "rarely than that); 0 never spins. No effect on one core.");
 ABSL_FLAG(uint32_t, queue_limit, gemmd::BatchLimits{}.max_queued_jobs,
           "Jobs that may wait; more are refused with RESOURCE_EXHAUSTED.");
-ABSL_FLAG(std::string, log_level, "info", "Least severe messages to log: trace, debug, info, warning, error, off.");
+ABSL_FLAG(std::string, log_level, "info",
+          "Least severe messages to log: trace, debug, info, warning, error, critical, off.");
+ABSL_FLAG(std::string, log_format, "text", "Lines on standard error: text or json.");
 
 namespace gemmd {
 namespace {
@@ -101,9 +103,14 @@ int ListGpus() {
 }
 
 int Main() {
-  // Standard output belongs to gemmd, which may be writing a table there.
-  spdlog::set_default_logger(spdlog::stderr_logger_mt("gemmd-worker"));
-  spdlog::set_level(spdlog::level::from_str(absl::GetFlag(FLAGS_log_level)));
+  const absl::StatusOr<LogFormat> format = ParseLogFormat(absl::GetFlag(FLAGS_log_format));
+  const absl::StatusOr<spdlog::level::level_enum> level = ParseLogLevel(absl::GetFlag(FLAGS_log_level));
+  if (!format.ok() || !level.ok()) {
+    const absl::Status& wrong = format.ok() ? level.status() : format.status();
+    std::fprintf(stderr, "gemmd-worker: --%s\n", std::string(wrong.message()).c_str());
+    return kExitUsage;
+  }
+  StartLog("gemmd-worker", *format, *level);
   if (absl::GetFlag(FLAGS_list_gpus)) return ListGpus();
   if (absl::GetFlag(FLAGS_control_fd) < 0) {
     std::fputs(kByHand, stderr);

@@ -49,11 +49,11 @@ ProcessWorkerPoolOptions PoolOptions(const ServerOptions& options) {
   pool.link.hang_timeout_ns = static_cast<uint64_t>(absl::ToInt64Nanoseconds(options.worker_hang_timeout));
   if (std::thread::hardware_concurrency() < 2) pool.link.spin_ns = pool.link.assist_ns = 0;
   for (const std::string& device : options.workers) {
-    pool.supervisor.workers.push_back({absl::StrCat("--device=", device),
-                                       absl::StrCat("--threads=", options.worker_threads),
-                                       absl::StrCat("--kernel_cache_dir=", options.kernel_cache_dir),
-                                       absl::StrCat("--merging=", options.merging ? "true" : "false"),
-                                       absl::StrCat("--log_level=", options.log_level)});
+    pool.supervisor.workers.push_back(
+        {absl::StrCat("--device=", device), absl::StrCat("--threads=", options.worker_threads),
+         absl::StrCat("--kernel_cache_dir=", options.kernel_cache_dir),
+         absl::StrCat("--merging=", options.merging ? "true" : "false"),
+         absl::StrCat("--log_level=", options.log_level), absl::StrCat("--log_format=", options.log_format)});
   }
   return pool;
 }
@@ -71,7 +71,10 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(ServerOptions options, std
   return daemon;
 }
 
-Daemon::Daemon(ServerOptions options) : options_(std::move(options)), metrics_(kVersion) {}
+Daemon::Daemon(ServerOptions options)
+    : options_(std::move(options)),
+      metrics_(kVersion),
+      requests_(static_cast<size_t>(options_.trace_requests), [this] { metrics_.CountMalformedTraceparent(); }) {}
 
 absl::Status Daemon::OpenTokens() {
   if (options_.token_file.empty()) return absl::OkStatus();
@@ -106,8 +109,8 @@ absl::Status Daemon::StartServices(std::function<void()> start_drain) {
   authenticator_ = std::make_unique<Authenticator>(*sessions_);
   builder_ = std::make_unique<JobBuilder>(Memory{*regions_, *tensors_, *arena_},
                                           static_cast<uint64_t>(options_.max_message_bytes - kResponseOverhead));
-  gemm_service_ = std::make_unique<GemmService>(GemmParts{*pool_, *authenticator_, *builder_, gate_, metrics_},
-                                                GemmServiceLimits{});
+  gemm_service_ = std::make_unique<GemmService>(
+      GemmParts{*pool_, *authenticator_, *builder_, gate_, metrics_, requests_}, GemmServiceLimits{});
   tensor_service_ = std::make_unique<TensorService>(
       TensorService::Parts{*tensors_, *regions_, *arena_, *pool_, *authenticator_, gate_});
   session_service_ = std::make_unique<SessionService>(*sessions_, *regions_, *authenticator_);
@@ -118,8 +121,8 @@ absl::Status Daemon::StartServices(std::function<void()> start_drain) {
   settings.merging = options_.merging;
   settings.admin_over_tcp = options_.admin_over_tcp;
   settings.start_drain = std::move(start_drain);
-  admin_service_ = std::make_unique<AdminService>(AdminParts{*pool_, *regions_, *tensors_, *sessions_, *health_},
-                                                  std::move(settings));
+  admin_service_ = std::make_unique<AdminService>(
+      AdminParts{*pool_, *regions_, *tensors_, *sessions_, *health_, requests_}, std::move(settings));
   return absl::OkStatus();
 }
 

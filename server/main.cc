@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // gemmd: flags, signals, and the life of the daemon.
+#include "proto/log.h"
 #include "server/daemon.h"
 #include "server/device_discovery.h"
 #include "server/options.h"
@@ -15,7 +16,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "spdlog/sinks/stdout_sinks.h"
 #include "spdlog/spdlog.h"
 
 #include <algorithm>
@@ -89,8 +89,14 @@ ABSL_FLAG(std::string, tls_client_ca, "", "PEM authorities; clients must then sh
 ABSL_FLAG(std::string, token_file, "",
           "File of bearer tokens, one per line, # for comments, not open to others than owner and group; read again "
           "when it changes. Calls on HOST:PORT other than health checks then need one of them.");
-ABSL_FLAG(bool, admin_over_tcp, false, "Take WarmUp, Drain and SetLogLevel on HOST:PORT too, not only on the socket.");
-ABSL_FLAG(std::string, log_level, "info", "trace, debug, info, warning, error, critical or off.");
+ABSL_FLAG(bool, admin_over_tcp, false,
+          "Take WarmUp, Drain, SetLogLevel and GetTrace on HOST:PORT too, not only on the socket.");
+ABSL_FLAG(std::string, log_level, "info",
+          "trace, debug, info, warning, error, critical or off; of the workers too. gemmctl loglevel changes it.");
+ABSL_FLAG(std::string, log_format, "text",
+          "Lines on standard error, of the workers too: text, or json (one object each).");
+ABSL_FLAG(int, trace_requests, gemmd::ServerOptions().trace_requests,
+          "How many of the latest requests are remembered for gemmctl trace; 0: none.");
 
 namespace gemmd {
 namespace {
@@ -168,6 +174,8 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.insecure = absl::GetFlag(FLAGS_insecure);
   options.admin_over_tcp = absl::GetFlag(FLAGS_admin_over_tcp);
   options.log_level = absl::GetFlag(FLAGS_log_level);
+  options.log_format = absl::GetFlag(FLAGS_log_format);
+  options.trace_requests = absl::GetFlag(FLAGS_trace_requests);
   options.drain_delay = absl::GetFlag(FLAGS_drain_delay);
   options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   options.worker_start_timeout = absl::GetFlag(FLAGS_worker_start_timeout);
@@ -184,10 +192,20 @@ int Fail(const absl::Status& status) {
   return 1;
 }
 
+// Before the other flags are read, which may log already.
+absl::Status StartLogFromFlags() {
+  const absl::StatusOr<LogFormat> format = ParseLogFormat(absl::GetFlag(FLAGS_log_format));
+  if (!format.ok()) return absl::InvalidArgumentError(absl::StrCat("--", format.status().message()));
+  const absl::StatusOr<spdlog::level::level_enum> level = ParseLogLevel(absl::GetFlag(FLAGS_log_level));
+  if (!level.ok()) return absl::InvalidArgumentError(absl::StrCat("--", level.status().message()));
+  StartLog("gemmd", *format, *level);
+  return absl::OkStatus();
+}
+
 int Run() {
+  if (const absl::Status status = StartLogFromFlags(); !status.ok()) return Fail(status);
   absl::StatusOr<ServerOptions> options = OptionsFromFlags();
   if (!options.ok()) return Fail(options.status());
-  spdlog::set_level(spdlog::level::from_str(options->log_level));
 
   absl::Mutex mutex;
   bool drain = false;
@@ -236,7 +254,5 @@ int main(int argc, char** argv) {
   umask(0007);
   RaiseDescriptorLimit();
   signal(SIGPIPE, SIG_IGN);
-  // Standard output is for the ready line alone.
-  spdlog::set_default_logger(spdlog::stderr_logger_mt("gemmd"));
   return gemmd::Run();
 }

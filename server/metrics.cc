@@ -144,6 +144,11 @@ void Metrics::MakeProcessFamilies(absl::string_view version) {
                          .Help("Calls refused for want of an accepted bearer token.")
                          .Register(*registry_)
                          .Add({});
+  malformed_traceparents_ = &prometheus::BuildCounter()
+                                 .Name("gemmd_malformed_traceparents_total")
+                                 .Help("Requests with a traceparent that is none, which was ignored.")
+                                 .Register(*registry_)
+                                 .Add({});
   prometheus::BuildGauge()
       .Name("gemmd_build_info")
       .Help("Always 1; the labels say what runs.")
@@ -176,6 +181,8 @@ void Metrics::CountExecution(Op op, double flops, uint32_t batch_jobs, const Sta
 void Metrics::CountRejection(Rejection rejection) { rejections_[static_cast<size_t>(rejection)]->Increment(); }
 
 void Metrics::CountTokenRefusal() { token_refusals_->Increment(); }
+
+void Metrics::CountMalformedTraceparent() { malformed_traceparents_->Increment(); }
 
 void Metrics::AddInFlight(int delta) {
   if (delta > 0) {

@@ -56,6 +56,8 @@ class Metrics {
   void CountRejection(Rejection rejection);
   // A call of any service without an accepted bearer token.
   void CountTokenRefusal();
+  // A request whose traceparent is none.
+  void CountMalformedTraceparent();
   void AddInFlight(int delta);
   void SetReady(bool ready);
 
@@ -77,6 +79,7 @@ class Metrics {
   std::array<prometheus::Counter*, kOpCount> flops_{};
   std::array<prometheus::Counter*, kRejectionCount> rejections_{};
   prometheus::Counter* token_refusals_ = nullptr;
+  prometheus::Counter* malformed_traceparents_ = nullptr;
   prometheus::Histogram* batch_jobs_ = nullptr;
   prometheus::Gauge* in_flight_ = nullptr;
   prometheus::Gauge* ready_ = nullptr;

@@ -50,6 +50,9 @@ struct ServerOptions {
   bool insecure = false;        // Allows TCP on other than loopback addresses without TLS.
   bool admin_over_tcp = false;
   std::string log_level = "info";
+  std::string log_format = "text";  // Or "json".
+  // Requests that are remembered for Admin.GetTrace: some seconds of a busy daemon, in one megabyte.
+  int trace_requests = 4096;
 
   // From NOT_SERVING to refusing: how long load balancers take to notice.
   absl::Duration drain_delay = absl::Seconds(5);

@@ -111,6 +111,7 @@ void ProcessWorkerPool::OnStarted(int worker, pid_t pid, UniqueFd socket) {
     Slot& slot = this->slot(worker);
     const uint32_t generation = ++slot.generation;
     WorkerLinkOptions options = options_.link;
+    options.worker = worker;
     options.generation = generation;
     if (slot.traits.device != kCpu) options.least_work_per_second = kLeastGpuWorkPerSecond;
     absl::StatusOr<std::unique_ptr<WorkerLink>> created = WorkerLink::Create(
@@ -170,6 +171,7 @@ void ProcessWorkerPool::OnHello(int worker, uint32_t generation, const WorkerTra
     Slot& slot = this->slot(worker);
     slot.traits = traits;
     slot.greeted = true;
+    SendLogLevel(slot);
   }
   Reconcile(worker, generation);
 }
@@ -377,7 +379,25 @@ void ProcessWorkerPool::Prepare(const PrepareShape& shape, PrepareCallback done)
   fanout->AllSent();
 }
 
+void ProcessWorkerPool::SetLogLevel(uint8_t level) {
+  absl::MutexLock lock(&mutex_);
+  log_level_ = level;
+  for (const Slot& slot : slots_) {
+    if (slot.greeted) SendLogLevel(slot);
+  }
+}
+
+void ProcessWorkerPool::SendLogLevel(const Slot& slot) {
+  if (!log_level_ || slot.link == nullptr) return;
+  ControlRequest request;
+  request.type = ControlRequestType::kSetLogLevel;
+  request.log_level = *log_level_;
+  // Fails only with the worker, and then its successor is told.
+  slot.link->Control(request, nullptr, [](const absl::StatusOr<ControlResult>&) {}).IgnoreError();
+}
+
 std::vector<WorkerSnapshot> ProcessWorkerPool::Snapshot() const {
+  const uint64_t now_ns = MonotonicNanos();
   absl::ReaderMutexLock lock(&mutex_);
   std::vector<WorkerSnapshot> snapshots;
   for (const Slot& slot : slots_) {
@@ -386,7 +406,11 @@ std::vector<WorkerSnapshot> ProcessWorkerPool::Snapshot() const {
     snapshot.state = slot.state;
     snapshot.restarts = slot.generation > 0 ? slot.generation - 1 : 0;
     snapshot.pid = slot.pid;
-    snapshot.jobs_in_flight = slot.link == nullptr ? 0 : slot.link->jobs_in_flight();
+    if (slot.link != nullptr) {
+      snapshot.jobs_in_flight = slot.link->jobs_in_flight();
+      const uint64_t oldest_ns = slot.link->oldest_submission_ns();
+      if (oldest_ns != 0) snapshot.oldest_job_ns = now_ns - std::min(now_ns, oldest_ns);
+    }
     snapshots.push_back(std::move(snapshot));
   }
   return snapshots;

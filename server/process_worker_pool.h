@@ -23,6 +23,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -63,6 +64,7 @@ class ProcessWorkerPool : public WorkerPool {
   absl::StatusOr<SubmittedJob> SubmitAndAssist(const JobDescriptor& descriptor, int worker, JobCallback done) override;
   void Cancel(const SubmittedJob& job) override;
   void Prepare(const PrepareShape& shape, PrepareCallback done) override;
+  void SetLogLevel(uint8_t level) override;
   std::vector<WorkerSnapshot> Snapshot() const override;
 
  private:
@@ -111,6 +113,7 @@ class ProcessWorkerPool : public WorkerPool {
   void OnWarmedUp(int worker, uint32_t generation, size_t index, const absl::Status& status);
   absl::StatusOr<int> OnAllocated(uint64_t region_id, int worker, absl::StatusOr<ControlResult> result);
   int RoomiestWorker() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  void SendLogLevel(const Slot& slot) ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   bool Warm() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   bool Settled() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
 
@@ -120,8 +123,9 @@ class ProcessWorkerPool : public WorkerPool {
 
   mutable absl::Mutex mutex_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  int starting_links_ ABSL_GUARDED_BY(mutex_) = 0;       // Links whose Run has not returned.
-  absl::Status warm_up_status_ ABSL_GUARDED_BY(mutex_);  // The first refusal.
+  int starting_links_ ABSL_GUARDED_BY(mutex_) = 0;            // Links whose Run has not returned.
+  absl::Status warm_up_status_ ABSL_GUARDED_BY(mutex_);       // The first refusal.
+  std::optional<uint8_t> log_level_ ABSL_GUARDED_BY(mutex_);  // Once it was changed.
   std::vector<Slot> slots_ ABSL_GUARDED_BY(mutex_);
   std::unordered_map<uint64_t, Region> regions_ ABSL_GUARDED_BY(mutex_);
   std::vector<ReturnedJob> returned_ ABSL_GUARDED_BY(mutex_);

@@ -38,16 +38,26 @@ struct WorkerSnapshot {
   uint32_t restarts = 0;
   int pid = 0;
   uint64_t jobs_in_flight = 0;
+  uint64_t oldest_job_ns = 0;  // Age of the job that was given to it first and has no completion yet.
 };
 
 // Any worker may take the job, or only the one where its tensors live.
 inline constexpr int kAnyWorker = -1;
 
-// Names a job for Cancel. Ids are unique per worker while the daemon lives, across restarts.
+// Names a job for Cancel. Ids are unique while the daemon lives, across restarts of workers, and name their worker.
 struct SubmittedJob {
   int worker = kAnyWorker;
   uint64_t job_id = 0;
 };
+
+// The uppermost bits of a job id are the index of its worker.
+inline constexpr int kWorkerBits = 6;
+inline constexpr int kMaxWorkers = 1 << kWorkerBits;
+
+// The worker that a job was given to; kAnyWorker for 0, which is no job.
+constexpr int WorkerOf(uint64_t job_id) {
+  return job_id == 0 ? kAnyWorker : static_cast<int>(job_id >> (64 - kWorkerBits));
+}
 
 // Thread-safe. Callbacks run on link reader threads and must not block; each is called exactly once.
 class WorkerPool {
@@ -89,6 +99,9 @@ class WorkerPool {
 
   // Makes kernels ready on every ready worker.
   virtual void Prepare(const PrepareShape& shape, PrepareCallback done) = 0;
+
+  // Changes the verbosity of every worker, of those started later too. `level`: as ControlRequest::log_level.
+  virtual void SetLogLevel(uint8_t level) = 0;
 
   virtual std::vector<WorkerSnapshot> Snapshot() const = 0;
 };

@@ -2,7 +2,7 @@
 #include "gpu/jit/kernel_cache.h"
 
 #include "absl/status/status.h"
-#include "spdlog/spdlog.h"
+#include "absl/strings/str_cat.h"
 
 #include <utility>
 
@@ -92,7 +92,7 @@ absl::StatusOr<KernelCache::KernelPointer> KernelCache::Make(const KernelKey& ke
   if (store_) {
     // The kernel serves without its file; the next process compiles again.
     if (absl::Status status = store_->Save(key, *kernel); !status.ok()) {
-      spdlog::warn("kernel cache: not saved: {}", status.ToString());
+      not_saved_.Log(spdlog::level::warn, absl::StrCat("kernel cache: not saved: ", status.ToString()));
     }
   }
   return std::make_shared<const CompiledKernel>(*std::move(kernel));

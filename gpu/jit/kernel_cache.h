@@ -7,6 +7,7 @@
 #include "gpu/jit/kernel_key.h"
 #include "gpu/jit/kernel_store.h"
 #include "gpu/jit/nvrtc_compiler.h"
+#include "proto/log.h"
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
@@ -72,6 +73,7 @@ class KernelCache {
   const std::optional<KernelStore> store_;
   const Options options_;
 
+  LogLimiter not_saved_;  // A full disk refuses every kernel.
   mutable absl::Mutex mutex_;
   absl::flat_hash_map<std::string, std::unique_ptr<Entry>> entries_ ABSL_GUARDED_BY(mutex_);  // By digest.
   std::deque<KernelKey> queue_ ABSL_GUARDED_BY(mutex_);
