@@ -8,6 +8,7 @@
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
+#include "absl/flags/reflection.h"
 #include "absl/flags/usage.h"
 #include "absl/flags/usage_config.h"
 #include "absl/status/status.h"
@@ -35,7 +36,9 @@
 ABSL_FLAG(std::string, listen, "unix:/run/gemmd/gemmd.sock",
           "Where gRPC is served: unix:PATH (required; the broker listens on PATH.broker) and any number of HOST:PORT, "
           "separated by commas. Port 0 takes a free one.");
-ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:9464", "HOST:PORT of the Prometheus page /metrics; empty: none.");
+ABSL_FLAG(
+    std::string, metrics_listen, "127.0.0.1:9464",
+    "HOST:PORT of the Prometheus page /metrics, and of debug pages for this machine (/ lists them); empty: none.");
 ABSL_FLAG(
     std::string, workers, "auto",
     "One worker process per device: auto (every Hopper GPU; the CPU if there is none), or a list of cpu, gpu (all "
@@ -96,7 +99,9 @@ ABSL_FLAG(std::string, log_level, "info",
 ABSL_FLAG(std::string, log_format, "text",
           "Lines on standard error, of the workers too: text, or json (one object each).");
 ABSL_FLAG(int, trace_requests, gemmd::ServerOptions().trace_requests,
-          "How many of the latest requests are remembered for gemmctl trace; 0: none.");
+          "How many of the latest requests are remembered for gemmctl trace and the page /tracez; 0: none.");
+ABSL_FLAG(bool, remote_debug_pages, false,
+          "Show the debug pages of --metrics_listen to other machines too; without this they get /metrics only.");
 
 namespace gemmd {
 namespace {
@@ -147,6 +152,21 @@ std::string KernelCacheDirectory() {
   return "";
 }
 
+bool IsOurs(absl::string_view file) { return absl::EndsWith(file, "server/main.cc"); }
+
+// Of this program, by name.
+std::vector<FlagValue> FlagValues() {
+  std::vector<FlagValue> values;
+  for (const auto& [name, flag] : absl::GetAllFlags()) {
+    if (!IsOurs(flag->Filename())) continue;
+    const std::string value = flag->CurrentValue();
+    values.push_back({std::string(name), value, value == flag->DefaultValue()});
+  }
+  std::sort(values.begin(), values.end(),
+            [](const FlagValue& left, const FlagValue& right) { return left.name < right.name; });
+  return values;
+}
+
 absl::StatusOr<ServerOptions> OptionsFromFlags() {
   ServerOptions options;
   absl::StatusOr<ListenAddresses> listen = ParseListen(absl::GetFlag(FLAGS_listen));
@@ -176,6 +196,8 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.log_level = absl::GetFlag(FLAGS_log_level);
   options.log_format = absl::GetFlag(FLAGS_log_format);
   options.trace_requests = absl::GetFlag(FLAGS_trace_requests);
+  options.remote_debug_pages = absl::GetFlag(FLAGS_remote_debug_pages);
+  options.flags = FlagValues();
   options.drain_delay = absl::GetFlag(FLAGS_drain_delay);
   options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   options.worker_start_timeout = absl::GetFlag(FLAGS_worker_start_timeout);
@@ -244,7 +266,7 @@ int main(int argc, char** argv) {
   absl::FlagsUsageConfig usage;
   usage.version_string = [] { return std::string("gemmd " GEMMD_VERSION "\n"); };
   // --help lists the flags of this program and no library's.
-  usage.contains_help_flags = [](absl::string_view file) { return absl::EndsWith(file, "server/main.cc"); };
+  usage.contains_help_flags = gemmd::IsOurs;
   absl::SetFlagsUsageConfig(usage);
   if (absl::ParseCommandLine(argc, argv).size() > 1) {
     std::fprintf(stderr, "gemmd: expected flags only; see --help\n");

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/region_registry.h"
 
+#include "proto/job_ring.h"
 #include "proto/shared_memory.h"
 
 #include "absl/strings/str_cat.h"
@@ -127,6 +128,7 @@ absl::StatusOr<uint64_t> RegionRegistry::Reserve(const Session& session, const R
   Region region;
   region.view = RegionView{region_id, request.kind, request.extent.byte_size, request.extent.writable};
   region.account = account;
+  region.registered_ns = MonotonicNanos();
   regions_.emplace(region_id, region);
   const bool host = request.kind == RegionKind::kHost;
   ++(host ? counts_.host : counts_.shared_memory);
@@ -248,6 +250,25 @@ std::vector<RegionView> RegionRegistry::List(const Session& session) const {
   std::sort(views.begin(), views.end(),
             [](const RegionView& left, const RegionView& right) { return left.region_id < right.region_id; });
   return views;
+}
+
+std::vector<RegionSnapshot> RegionRegistry::Snapshot(size_t limit) const {
+  static constexpr absl::string_view kStates[] = {"mapping", "ready", "closing"};
+  const uint64_t now_ns = MonotonicNanos();
+  std::vector<RegionSnapshot> regions;
+  {
+    absl::ReaderMutexLock lock(&mutex_);
+    regions.reserve(regions_.size());
+    for (const auto& [region_id, region] : regions_) {
+      regions.push_back({region.account.session, region.view, kStates[static_cast<size_t>(region.state)],
+                         now_ns - std::min(now_ns, region.registered_ns)});
+    }
+  }
+  std::sort(regions.begin(), regions.end(), [](const RegionSnapshot& left, const RegionSnapshot& right) {
+    return left.view.region_id < right.view.region_id;
+  });
+  if (regions.size() > limit) regions.resize(limit);
+  return regions;
 }
 
 void RegionRegistry::CountRegistration(RegionKind kind, const absl::Status& status) {

@@ -42,6 +42,14 @@ struct RegionExtent {
   bool writable = false;
 };
 
+// What an operator may see of a region: nothing that its session said, and no way to use it.
+struct RegionSnapshot {
+  uint64_t session = 0;  // Id.
+  RegionView view;
+  absl::string_view state;  // "mapping", "ready" or "closing".
+  uint64_t age_ns = 0;
+};
+
 // Canonical status codes, 0 (OK) to 16 (UNAUTHENTICATED).
 inline constexpr size_t kStatusCodeCount = 17;
 
@@ -90,6 +98,9 @@ class RegionRegistry : public std::enable_shared_from_this<RegionRegistry> {
   // The session's ready regions, by id.
   std::vector<RegionView> List(const Session& session) const;
 
+  // Of all sessions, by id; at most `limit`, the first ones.
+  std::vector<RegionSnapshot> Snapshot(size_t limit) const;
+
   RegionCounts Counts() const;
 
  private:
@@ -98,6 +109,7 @@ class RegionRegistry : public std::enable_shared_from_this<RegionRegistry> {
     RegionView view;
     UsageLedger::Account account;
     State state = State::kMapping;
+    uint64_t registered_ns = 0;  // CLOCK_MONOTONIC.
   };
   // What a registration has decided before the workers are asked.
   struct Request {

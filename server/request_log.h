@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What is remembered of the latest requests: which trace each belongs to, when it passed each stage, where it ran. Read
-// by Admin.GetTrace; also writes the log lines that are about a request.
+// by Admin.GetTrace and the page /tracez; also writes the log lines that are about a request.
 #ifndef GEMMD_SERVER_REQUEST_LOG_H_
 #define GEMMD_SERVER_REQUEST_LOG_H_
 
