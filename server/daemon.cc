@@ -4,6 +4,7 @@
 #include "proto/broker.h"
 #include "proto/warm_up_manifest.h"
 #include "server/debug_pages.h"
+#include "server/gpu_telemetry.h"
 #include "server/state_collector.h"
 #include "server/tls.h"
 #include "server/warm_up.h"
@@ -130,8 +131,9 @@ absl::Status Daemon::StartServices(std::function<void()> start_drain) {
 absl::Status Daemon::StartListeners() {
   if (!options_.metrics_listen.empty()) {
     const StateSources sources{*pool_, *regions_, *tensors_, *sessions_, *arena_};
+    const auto gpus = GpuTelemetry::Start(options_.workers, kNvmlLibrary);
     absl::StatusOr<std::unique_ptr<MetricsListener>> listener = MetricsListener::Start(
-        options_.metrics_listen, {metrics_.registry(), std::make_shared<StateCollector>(sources)},
+        options_.metrics_listen, {metrics_.registry(), std::make_shared<StateCollector>(sources), gpus},
         DebugPages({sources, *health_, requests_, options_, kVersion}));
     if (!listener.ok()) return listener.status();
     metrics_listener_ = *std::move(listener);

@@ -144,14 +144,16 @@ void Pages::AddLimits(HtmlPage& page) const {
 
 std::string Pages::Queue() const {
   HtmlPage page = Begin("queuez");
-  page.Paragraph("Jobs that were given to workers and have no completion yet.");
+  page.Paragraph(
+      "Jobs that were given to workers and have no completion yet, and how many of them wait for the device.");
   Rows rows;
   for (const WorkerSnapshot& worker : sources_.state.pool.Snapshot()) {
     rows.push_back({absl::StrCat(rows.size()), worker.traits.device, std::string(Name(worker.state)),
                     absl::StrCat(worker.jobs_in_flight),
-                    worker.oldest_job_ns == 0 ? "-" : DurationText(worker.oldest_job_ns)});
+                    worker.oldest_job_ns == 0 ? "-" : DurationText(worker.oldest_job_ns),
+                    absl::StrCat(worker.gauges.queued_jobs), DurationText(worker.gauges.queued_ns)});
   }
-  page.Table({"worker", "device", "state", "jobs", "oldest"}, rows);
+  page.Table({"worker", "device", "state", "jobs", "oldest", "waiting", "predicted time of these"}, rows);
   return page.Take();
 }
 
@@ -187,8 +189,21 @@ std::string Pages::Regions() const {
 std::string Pages::Kernels() const {
   HtmlPage page = Begin("kernelz");
   const std::string& directory = sources_.options.kernel_cache_dir;
-  page.Paragraph(absl::StrCat("Compiled kernels are kept in ", directory.empty() ? "memory only" : directory, "."));
-  AddWorkers(page);
+  page.Paragraph(absl::StrCat("Compiled kernels are kept in ", directory.empty() ? "memory only" : directory,
+                              ". Counts are since the start of gemmd; a CPU worker compiles none."));
+  Rows rows;
+  for (const WorkerSnapshot& worker : sources_.state.pool.Snapshot()) {
+    const WorkerCounts& counts = worker.counts;
+    const WorkerGauges& gauges = worker.gauges;
+    rows.push_back({absl::StrCat(rows.size()), worker.traits.device, absl::StrCat(gauges.kernels),
+                    BytesText(gauges.kernel_bytes), absl::StrCat(counts.kernel_hits),
+                    absl::StrCat(counts.kernel_misses), absl::StrCat(counts.kernel_loads),
+                    absl::StrCat(counts.compiles_ok), absl::StrCat(counts.compiles_failed),
+                    absl::StrCat(gauges.compiles_waiting), absl::StrCat(counts.kernel_evictions)});
+  }
+  page.Table({"worker", "device", "kernels", "size", "hits", "misses", "loaded", "compiled", "failed", "waiting",
+              "evicted from disk"},
+             rows);
   return page.Take();
 }
 

@@ -202,7 +202,14 @@ TEST_F(DebugPagesTest, FlagsAreShownAsTheyAre) {
 
 TEST_F(DebugPagesTest, TheQueueOfEachWorkerIsShown) {
   Start();
-  EXPECT_THAT(Get("/queuez"), HasSubstr("<td>ready</td><td>0</td>"));
+  EXPECT_THAT(Get("/queuez"), HasSubstr("<td>ready</td><td>0</td><td>-</td><td>0</td><td>0.0 us</td>"));
+}
+
+TEST_F(DebugPagesTest, TheKernelsOfEachWorkerAreShown) {
+  Start({.flags = {"--kernel_cache_dir=none"}});
+  const std::string page = Get("/kernelz");
+  EXPECT_THAT(page, HasSubstr("kept in memory only"));
+  EXPECT_THAT(page, HasSubstr("<td>0</td><td>" + daemon_->device() + "</td><td>0</td><td>0 B</td>"));
 }
 
 TEST_F(DebugPagesTest, TheLatestRequestsAreShown) {
