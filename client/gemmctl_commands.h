@@ -42,6 +42,10 @@ struct CommandOptions {
 
   // trace
   std::string output;
+
+  // top
+  absl::Duration interval;
+  int64_t updates = 0;
 };
 
 // gemmctl_operator.cc
@@ -51,6 +55,8 @@ absl::Status RunWarmUp(const CommandOptions& options);
 absl::Status RunDrain(const CommandOptions& options);
 absl::Status RunLogLevel(const CommandOptions& options);
 absl::Status RunTrace(const CommandOptions& options);
+// gemmctl_top.cc
+absl::Status RunTop(const CommandOptions& options);
 // gemmctl_tensors.cc
 absl::Status RunPut(const CommandOptions& options);
 absl::Status RunGet(const CommandOptions& options);

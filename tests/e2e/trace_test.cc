@@ -130,6 +130,24 @@ TEST_F(TraceTest, AFileThatCannotBeWrittenIsAnError) {
   EXPECT_THAT(result.output, HasSubstr("/nowhere/at/all.json"));
 }
 
+TEST_F(TraceTest, TopShowsWhatWasAnsweredOfLate) {
+  Start();
+  ASSERT_TRUE(client_->Run(SmallRequest(), {.trace = kTrace}).ok());
+  const testing::ProgramResult result = Gemmctl({"top", "--updates=1", "--interval=1h", "--json"});
+  EXPECT_EQ(result.exit_status, 0) << result.output;
+  const Json view = Json::parse(result.output, nullptr, false);
+  ASSERT_TRUE(view.is_object()) << result.output;
+  ASSERT_EQ(view["operations"].size(), 1u);
+  EXPECT_EQ(view["operations"][0]["op"], "dense");
+  EXPECT_GT(view["operations"][0]["requests_per_second"], 0.0);
+  EXPECT_EQ(view["workers"][0]["state"], "READY");
+  const testing::ProgramResult text = Gemmctl({"top", "--updates=2", "--interval=10ms"});
+  EXPECT_EQ(text.exit_status, 0);
+  EXPECT_THAT(text.output, HasSubstr("1 sessions"));
+  EXPECT_EQ(text.output.find('\x1b'), std::string::npos) << "not a terminal";
+  EXPECT_EQ(Gemmctl({"top", "--updates=-1"}).exit_status, 1);
+}
+
 TEST_F(TraceTest, TimesFollowEachOther) {
   Start();
   ASSERT_TRUE(client_->Run(SmallRequest(), {.trace = kTrace}).ok());
