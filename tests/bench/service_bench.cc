@@ -32,6 +32,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <sys/resource.h>
 #include <thread>
 #include <vector>
 
@@ -176,6 +177,8 @@ class Scraper {
 
  private:
   void Run() {
+    // Stands for a Prometheus on another machine: only what the daemon does for it may disturb.
+    setpriority(PRIO_PROCESS, 0, 19);
     absl::Time next = absl::Now();
     while (!stopping_) {
       const absl::Time start = absl::Now();
