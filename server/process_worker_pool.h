@@ -104,7 +104,7 @@ class ProcessWorkerPool : public WorkerPool {
   bool IsCurrent(int worker, uint32_t generation) ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   void OnStarted(int worker, pid_t pid, UniqueFd socket);
   void OnEnded(int worker, RestartReason reason, bool quarantined);
-  void OnHello(int worker, uint32_t generation, const WorkerTraits& traits, const UniqueFd& counters);
+  void OnHello(int worker, uint32_t generation, const WorkerTraits& traits, const UniqueFd& fd);
   void OnDeath(int worker, uint32_t generation);
   void OnHang(int worker, uint32_t generation);
   void OnReturned(int worker, uint32_t generation, const JobDescriptor& descriptor, JobCallback callback);
