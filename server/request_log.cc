@@ -69,11 +69,14 @@ void RequestLog::End(const TracedRequest& request, const absl::Status& status) {
   if (capacity_ == 0 || !request.context.sampled) return;
   const uint64_t sequence = next_sequence_.fetch_add(1, std::memory_order_relaxed);
   Slot& slot = slots_[sequence % capacity_];
-  absl::MutexLock lock(&slot.mutex);
+  // Whoever reads the slot has the least priority, and may be held up: then this request is forgotten rather than late.
+  if (!slot.mutex.TryLock()) return;
   // A thread that was held up must not replace what came a whole round later.
-  if (slot.sequence > sequence) return;
-  slot.sequence = sequence;
-  slot.request = request;
+  if (slot.sequence < sequence) {
+    slot.sequence = sequence;
+    slot.request = request;
+  }
+  slot.mutex.Unlock();
 }
 
 std::vector<TracedRequest> RequestLog::Latest() const {

@@ -44,7 +44,7 @@ struct TracedRequest {
   uint64_t answered_ns = 0;
 };
 
-// Thread-safe. The request path takes one atomic increment and a lock that nobody else wants.
+// Thread-safe. The request path takes one atomic increment and a lock that nobody else wants, and never waits for it.
 class RequestLog {
  public:
   // Keeps the latest `capacity` requests; 0: none. `on_malformed` is called for each traceparent that is none.
