@@ -111,6 +111,7 @@ void Client::Prepare(const CallOptions& options, grpc::ClientContext* context) c
   const absl::Duration timeout = options.timeout == absl::ZeroDuration() ? options_.call_timeout : options.timeout;
   context->set_deadline(DeadlineAfter(timeout));
   session_->Authorize(context);
+  if (options.trace) context->AddMetadata(kTraceparentMetadata, FormatTraceparent(*options.trace));
 }
 
 absl::StatusOr<v1::RunResponse> Client::Run(const v1::RunRequest& request, CallOptions options) {
@@ -356,6 +357,15 @@ absl::StatusOr<std::string> Client::SetLogLevel(const std::string& level) {
   const grpc::Status status = admin_->SetLogLevel(&context, request, &response);
   if (!status.ok()) return FromGrpc(status);
   return response.previous_level();
+}
+
+absl::StatusOr<v1::GetTraceResponse> Client::GetTrace() {
+  grpc::ClientContext context;
+  Prepare({}, &context);
+  v1::GetTraceResponse response;
+  const grpc::Status status = admin_->GetTrace(&context, v1::GetTraceRequest(), &response);
+  if (!status.ok()) return FromGrpc(status);
+  return response;
 }
 
 }  // namespace gemmd

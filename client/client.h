@@ -16,6 +16,7 @@
 #include "gemmd/v1/admin.grpc.pb.h"
 #include "gemmd/v1/gemm.grpc.pb.h"
 #include "gemmd/v1/tensors.grpc.pb.h"
+#include "proto/trace_context.h"
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -28,6 +29,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -48,6 +50,9 @@ struct ConnectOptions {
 struct CallOptions {
   absl::Duration timeout = absl::ZeroDuration();  // Zero: ConnectOptions::call_timeout.
   uint32_t priority = 0;                          // 0 to 3, 3 is most urgent.
+  // The trace that the call belongs to, for example ParseTraceparent of what the caller's own caller sent; none: the
+  // daemon begins one. Requests of a stream carry theirs in RunRequest::traceparent (FormatTraceparent).
+  std::optional<TraceContext> trace = {};
 };
 
 struct TensorSpec {
@@ -106,6 +111,7 @@ class Client {
   absl::StatusOr<v1::WarmUpResponse> WarmUp(absl::Span<const v1::WarmUpShape> shapes);
   absl::Status Drain();
   absl::StatusOr<std::string> SetLogLevel(const std::string& level);  // Gives the previous level.
+  absl::StatusOr<v1::GetTraceResponse> GetTrace();
 
   // For services that have no call here.
   const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }

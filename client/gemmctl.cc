@@ -36,6 +36,9 @@ ABSL_FLAG(std::string, dtype, "", "put of .npy: e4m3 (stored as uint8) or bf16 (
 ABSL_FLAG(absl::Duration, wait, absl::ZeroDuration(), "health: wait this long for SERVING.");
 ABSL_FLAG(std::string, service, "", "health: service to ask about; empty: the daemon as a whole.");
 ABSL_FLAG(std::vector<std::string>, shapes, {}, "warmup: MxNxK or GxMxNxK, comma-separated; M=0: all row counts.");
+ABSL_FLAG(absl::Duration, interval, absl::Seconds(1), "top: between updates.");
+ABSL_FLAG(int64_t, updates, 0, "top: how many; 0: until it is interrupted.");
+ABSL_FLAG(std::string, output, "", "trace: the file to write; empty: standard output.");
 ABSL_FLAG(std::string, manifest, "", "warmup: JSON file of shapes, as gemmd --warmup_manifest takes it, instead.");
 
 namespace {
@@ -57,6 +60,8 @@ constexpr char kUsage[] = R"(gemmctl: gemmd from a shell.
   rm NAME|ID           removes a tensor
   warmup               makes kernels ready: --shapes=64x2112x7168,8x0x4096x7168 --scaling --d_dtype, or --manifest=FILE
   drain                finish what was accepted, then exit
+  top                  workers and the requests of the latest --interval, until interrupted: --interval=1s --updates=N
+  trace                the latest requests as a file for trace viewers (Perfetto, chrome://tracing): --output=FILE
   loglevel LEVEL       trace, debug, info, warning, error, critical or off
   help                 this text
 
@@ -72,7 +77,8 @@ constexpr Command kCommands[] = {
     {"info", 0, gemmd::RunInfo},   {"health", 0, gemmd::RunHealth},     {"gemm", 0, gemmd::RunGemm},
     {"demo", 0, gemmd::RunDemo},   {"put", 1, gemmd::RunPut},           {"get", 2, gemmd::RunGet},
     {"list", 0, gemmd::RunList},   {"rm", 1, gemmd::RunRemove},         {"warmup", 0, gemmd::RunWarmUp},
-    {"drain", 0, gemmd::RunDrain}, {"loglevel", 1, gemmd::RunLogLevel},
+    {"drain", 0, gemmd::RunDrain}, {"loglevel", 1, gemmd::RunLogLevel}, {"trace", 0, gemmd::RunTrace},
+    {"top", 0, gemmd::RunTop},
 };
 
 absl::StatusOr<CommandOptions> OptionsFromFlags() {
@@ -103,6 +109,9 @@ absl::StatusOr<CommandOptions> OptionsFromFlags() {
   options.service = absl::GetFlag(FLAGS_service);
   options.shapes = absl::GetFlag(FLAGS_shapes);
   options.manifest = absl::GetFlag(FLAGS_manifest);
+  options.output = absl::GetFlag(FLAGS_output);
+  options.interval = absl::GetFlag(FLAGS_interval);
+  options.updates = absl::GetFlag(FLAGS_updates);
   return options;
 }
 

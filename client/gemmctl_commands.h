@@ -39,6 +39,13 @@ struct CommandOptions {
   std::string service;
   std::vector<std::string> shapes;
   std::string manifest;
+
+  // trace
+  std::string output;
+
+  // top
+  absl::Duration interval;
+  int64_t updates = 0;
 };
 
 // gemmctl_operator.cc
@@ -47,6 +54,9 @@ absl::Status RunHealth(const CommandOptions& options);
 absl::Status RunWarmUp(const CommandOptions& options);
 absl::Status RunDrain(const CommandOptions& options);
 absl::Status RunLogLevel(const CommandOptions& options);
+absl::Status RunTrace(const CommandOptions& options);
+// gemmctl_top.cc
+absl::Status RunTop(const CommandOptions& options);
 // gemmctl_tensors.cc
 absl::Status RunPut(const CommandOptions& options);
 absl::Status RunGet(const CommandOptions& options);

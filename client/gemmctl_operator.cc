@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// gemmctl info, health, warmup, drain, loglevel.
+// gemmctl info, health, warmup, drain, loglevel, trace.
+#include "client/chrome_trace.h"
 #include "client/gemmctl_commands.h"
 #include "client/health.h"
 #include "client/problem.h"
@@ -11,7 +12,9 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 
+#include <cerrno>
 #include <cstdio>
+#include <fstream>
 #include <vector>
 
 namespace gemmd {
@@ -167,6 +170,24 @@ absl::Status RunLogLevel(const CommandOptions& options) {
   const absl::StatusOr<std::string> previous = (*client)->SetLogLevel(level);
   if (!previous.ok()) return previous.status();
   Print(options, {{"level", level}, {"previous_level", *previous}}, absl::StrCat(*previous, " -> ", level, "\n"));
+  return absl::OkStatus();
+}
+
+absl::Status RunTrace(const CommandOptions& options) {
+  const absl::StatusOr<std::unique_ptr<Client>> client = ConnectWithoutSession(options);
+  if (!client.ok()) return client.status();
+  const absl::StatusOr<v1::GetTraceResponse> trace = (*client)->GetTrace();
+  if (!trace.ok()) return trace.status();
+  const std::string text = ToChromeTrace(*trace).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+  if (options.output.empty()) {
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    return absl::OkStatus();
+  }
+  std::ofstream file(options.output, std::ios::binary | std::ios::trunc);
+  file << text;
+  file.close();
+  if (!file) return absl::ErrnoToStatus(errno, absl::StrCat("output: cannot write ", options.output));
+  std::fprintf(stderr, "%d requests in %s\n", trace->requests_size(), options.output.c_str());
   return absl::OkStatus();
 }
 

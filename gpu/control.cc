@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -63,18 +64,20 @@ bool Control::Outbox::stopped() const {
 }
 
 absl::StatusOr<std::unique_ptr<Control>> Control::Create(UniqueFd socket, Device& device, RegionTable& regions,
-                                                         Worker& worker) {
+                                                         Worker& worker, const WorkerCounters& counters) {
   UniqueFd event(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!event.valid()) return absl::ErrnoToStatus(errno, "eventfd");
-  return std::unique_ptr<Control>(new Control(std::move(socket), std::move(event), device, regions, worker));
+  return std::unique_ptr<Control>(new Control(std::move(socket), std::move(event), device, regions, worker, counters));
 }
 
-Control::Control(UniqueFd socket, UniqueFd event, Device& device, RegionTable& regions, Worker& worker)
+Control::Control(UniqueFd socket, UniqueFd event, Device& device, RegionTable& regions, Worker& worker,
+                 const WorkerCounters& counters)
     : socket_(std::move(socket)),
       outbox_(std::make_shared<Outbox>(std::move(event))),
       device_(device),
       regions_(regions),
-      worker_(worker) {}
+      worker_(worker),
+      counters_(counters) {}
 
 absl::Status Control::SendHello() {
   const DeviceTraits& traits = device_.traits();
@@ -83,7 +86,7 @@ absl::Status Control::SendHello() {
   hello.cores = traits.cores;
   CopyText(traits.device, hello.device);
   CopyText(traits.name, hello.name);
-  return SendStruct(socket_.get(), hello);
+  return SendStruct(socket_.get(), hello, counters_.fd());
 }
 
 void Control::Stop() { outbox_->Stop(); }
@@ -147,6 +150,9 @@ absl::Status Control::ServeOne(ReceivedMessage message) {
       if (result.ok()) prepared = *result;
       break;
     }
+    case ControlRequestType::kSetLogLevel:
+      status = SetLogLevel(request.log_level);
+      break;
     default:
       status = absl::UnimplementedError(
           absl::StrCat("control request: expected a known type, got ", static_cast<uint32_t>(request.type)));
@@ -155,6 +161,17 @@ absl::Status Control::ServeOne(ReceivedMessage message) {
   reply.kernels_ready = prepared.kernels_ready;
   reply.kernels_compiled = prepared.kernels_compiled;
   return SendStruct(socket_.get(), reply, fd.get());
+}
+
+absl::Status Control::SetLogLevel(uint8_t level) {
+  if (level >= spdlog::level::n_levels) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("log_level: expected less than ", static_cast<int>(spdlog::level::n_levels), ", got ", level));
+  }
+  const auto value = static_cast<spdlog::level::level_enum>(level);
+  spdlog::set_level(value);
+  spdlog::info("log level: {}", spdlog::level::to_string_view(value));
+  return absl::OkStatus();
 }
 
 absl::Status Control::AttachRing(UniqueFd fd) {

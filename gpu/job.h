@@ -5,6 +5,7 @@
 #define GEMMD_GPU_JOB_H_
 
 #include "proto/job.h"
+#include "proto/worker_counters.h"
 
 #include <array>
 #include <cstdint>
@@ -65,7 +66,6 @@ struct Job {
   uint64_t session = 0;
   uint64_t ring = 0;         // Which ring it came from, and its completion goes to.
   uint64_t deadline_ns = 0;  // CLOCK_MONOTONIC; 0: none.
-  uint64_t received_ns = 0;  // CLOCK_MONOTONIC.
   uint8_t priority = 0;
   Gemm gemm;
 };
@@ -73,6 +73,7 @@ struct Job {
 // Jobs that go to the device together, all with one BatchKey (gpu/batcher.h).
 struct Batch {
   std::vector<Job> jobs;
+  BatchClose close = BatchClose::kUnmergeable;
 };
 
 }  // namespace gemmd

@@ -8,6 +8,7 @@
 #include "gpu/worker.h"
 #include "gpu/worker_process.h"
 #include "proto/control.h"
+#include "proto/log.h"
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
@@ -16,7 +17,6 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
-#include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
 #include <cstdint>
@@ -44,7 +44,9 @@ ABSL_FLAG(uint32_t, spin_us, gemmd::kDefaultSpinNanos / 1000,
 ABSL_FLAG(int, loop_cpu, -1, "Number of the core that the loop stays on; -1 leaves that to the kernel. Set by gemmd.");
 ABSL_FLAG(uint32_t, queue_limit, gemmd::BatchLimits{}.max_queued_jobs,
           "Jobs that may wait; more are refused with RESOURCE_EXHAUSTED.");
-ABSL_FLAG(std::string, log_level, "info", "Least severe messages to log: trace, debug, info, warning, error, off.");
+ABSL_FLAG(std::string, log_level, "info",
+          "Least severe messages to log: trace, debug, info, warning, error, critical, off.");
+ABSL_FLAG(std::string, log_format, "text", "Lines on standard error: text or json.");
 
 namespace gemmd {
 namespace {
@@ -71,23 +73,24 @@ void ConfigureHelp() {
 }
 
 #ifdef GEMMD_WITH_CUDA
-absl::StatusOr<std::unique_ptr<Device>> OpenGpu(const std::string& uuid) {
+absl::StatusOr<std::unique_ptr<Device>> OpenGpu(const std::string& uuid, const WorkerCounters& counters) {
   CudaDeviceOptions options;
   options.gpu = uuid;
   options.kernels.cache_directory = absl::GetFlag(FLAGS_kernel_cache_dir);
+  options.kernels.counters = &counters;
   return CudaDevice::Open(options);
 }
 #else
 absl::Status NoCuda() {
   return absl::FailedPreconditionError("built without the CUDA device (no CUDA toolkit was found)");
 }
-absl::StatusOr<std::unique_ptr<Device>> OpenGpu(const std::string&) { return NoCuda(); }
+absl::StatusOr<std::unique_ptr<Device>> OpenGpu(const std::string&, const WorkerCounters&) { return NoCuda(); }
 absl::StatusOr<std::vector<GpuName>> ListHopperGpus() { return NoCuda(); }
 #endif
 
-absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const std::string& name) {
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const std::string& name, const WorkerCounters& counters) {
   if (name == "cpu") return CpuDevice::Open(CpuDeviceOptions{.threads = absl::GetFlag(FLAGS_threads)});
-  if (absl::StartsWith(name, "GPU-")) return OpenGpu(name);
+  if (absl::StartsWith(name, "GPU-")) return OpenGpu(name, counters);
   return absl::InvalidArgumentError(absl::StrCat("--device: expected cpu or GPU-UUID, got \"", name, "\""));
 }
 
@@ -102,9 +105,14 @@ int ListGpus() {
 }
 
 int Main() {
-  // Standard output belongs to gemmd, which may be writing a table there.
-  spdlog::set_default_logger(spdlog::stderr_logger_mt("gemmd-worker"));
-  spdlog::set_level(spdlog::level::from_str(absl::GetFlag(FLAGS_log_level)));
+  const absl::StatusOr<LogFormat> format = ParseLogFormat(absl::GetFlag(FLAGS_log_format));
+  const absl::StatusOr<spdlog::level::level_enum> level = ParseLogLevel(absl::GetFlag(FLAGS_log_level));
+  if (!format.ok() || !level.ok()) {
+    const absl::Status& wrong = format.ok() ? level.status() : format.status();
+    std::fprintf(stderr, "gemmd-worker: --%s\n", std::string(wrong.message()).c_str());
+    return kExitUsage;
+  }
+  StartLog("gemmd-worker", *format, *level);
   if (absl::GetFlag(FLAGS_list_gpus)) return ListGpus();
   if (absl::GetFlag(FLAGS_control_fd) < 0) {
     std::fputs(kByHand, stderr);
@@ -116,7 +124,12 @@ int Main() {
     spdlog::error("{}", socket.status().ToString());
     return kExitUsage;
   }
-  absl::StatusOr<std::unique_ptr<Device>> device = OpenDevice(absl::GetFlag(FLAGS_device));
+  const absl::StatusOr<WorkerCounters> counters = WorkerCounters::Create();
+  if (!counters.ok()) {
+    spdlog::error("counters: {}", counters.status().ToString());
+    return kExitUsage;
+  }
+  absl::StatusOr<std::unique_ptr<Device>> device = OpenDevice(absl::GetFlag(FLAGS_device), *counters);
   if (!device.ok()) {
     spdlog::error("{}", device.status().ToString());
     return kExitNoDevice;
@@ -127,7 +140,7 @@ int Main() {
   options.limits.merging = absl::GetFlag(FLAGS_merging);
   options.limits.max_queued_jobs = absl::GetFlag(FLAGS_queue_limit);
   options.faults = FaultInjection(absl::GetFlag(FLAGS_fault_file));
-  const int status = RunWorkerProcess(**device, *std::move(socket), options);
+  const int status = RunWorkerProcess(**device, *counters, *std::move(socket), options);
   // Nothing of a broken device is worth an orderly end, which waits for compiles under way.
   if (status == kExitDeviceFault) _exit(status);
   return status;

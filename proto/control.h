@@ -33,6 +33,7 @@ enum class ControlRequestType : uint32_t {
   kAllocate = 4,     // region_id, byte_size: memory for a tensor, zeroed and mapped under that id. The reply carries an
                      // fd that any later worker can map as kTensor.
   kPrepare = 5,      // shape: make its kernels ready.
+  kSetLogLevel = 6,  // log_level.
 };
 
 // A shape to prepare kernels for; 0 in m means all row counts.
@@ -55,7 +56,8 @@ struct ControlRequest {
   uint64_t byte_size = 0;
   RegionKind region_kind = RegionKind::kHost;
   Access access = Access::kReadWrite;
-  uint8_t reserved[3] = {};
+  uint8_t log_level = 0;  // kSetLogLevel: 0 (trace) to 6 (off), as spdlog counts.
+  uint8_t reserved[2] = {};
   PrepareShape shape;
 };
 static_assert(sizeof(ControlRequest) == 80 && std::is_trivially_copyable_v<ControlRequest>);

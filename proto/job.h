@@ -167,8 +167,8 @@ static_assert(sizeof(Reason) == 24 && std::is_trivially_copyable_v<Reason>);
 // One completion for each job that is not kCancel. `code` is an absl::StatusCode (the numbers of gRPC); 0 is success.
 struct JobCompletion {
   uint64_t job_id = 0;
-  uint64_t queue_ns = 0;   // From the ring to the launch.
-  uint64_t device_ns = 0;  // From the launch of its batch to the batch's end.
+  uint64_t launched_ns = 0;  // CLOCK_MONOTONIC: when its batch was launched, the same for all jobs of it; 0: never.
+  uint64_t device_ns = 0;    // From the launch of its batch to the batch's end.
   uint32_t code = 0;
   uint32_t batch_jobs = 0;  // Jobs in the batch, this one included; 0 if it was not launched.
   Reason reason;

@@ -24,7 +24,7 @@
 
 namespace gemmd {
 
-inline constexpr uint64_t kRingMagic = 0x32676e69722d6d67;  // "gm-ring2", little-endian.
+inline constexpr uint64_t kRingMagic = 0x33676e69722d6d67;  // "gm-ring3", little-endian.
 inline constexpr uint32_t kDefaultRingSlots = 1024;
 inline constexpr uint32_t kMaxRingSlots = 65536;
 

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/admin_service.h"
 
+#include "proto/job_ring.h"
+#include "proto/log.h"
 #include "server/convert.h"
+#include "server/metrics.h"
 #include "server/warm_up.h"
 
 #include "absl/status/status.h"
@@ -71,6 +74,28 @@ void Fill(const WorkerSnapshot& worker, bool merging, v1::WorkerInfo& info) {
   info.set_jobs_in_flight(worker.jobs_in_flight);
   info.set_merging(merging);
 }
+void Fill(const TracedRequest& request, v1::RequestTrace& trace) {
+  trace.set_trace_id(TraceIdHex(request.context.trace_id));
+  trace.set_span_id(SpanIdHex(request.span_id));
+  if (request.context.span_id != 0) trace.set_parent_span_id(SpanIdHex(request.context.span_id));
+  trace.set_request_id(request.request_id);
+  trace.set_op(std::string(Name(request.op)));
+  trace.set_transport(std::string(Name(request.transport)));
+  trace.set_code(static_cast<int>(request.code));
+  trace.set_m(request.shape.m);
+  trace.set_n(request.shape.n);
+  trace.set_k(request.shape.k);
+  trace.set_groups(request.shape.groups);
+  trace.set_worker(request.worker);
+  trace.set_batch_jobs(request.batch_jobs);
+  trace.set_received_ns(request.received_ns);
+  trace.set_submitted_ns(request.submitted_ns);
+  trace.set_launched_ns(request.launched_ns);
+  trace.set_finished_ns(request.finished_ns);
+  trace.set_completed_ns(request.completed_ns);
+  trace.set_answered_ns(request.answered_ns);
+}
+
 static_assert(static_cast<int>(WorkerState::kStarting) == v1::WorkerInfo::STARTING &&
               static_cast<int>(WorkerState::kReady) == v1::WorkerInfo::READY &&
               static_cast<int>(WorkerState::kDead) == v1::WorkerInfo::DEAD &&
@@ -124,15 +149,21 @@ grpc::ServerUnaryReactor* AdminService::SetLogLevel(grpc::CallbackServerContext*
                                                     const v1::SetLogLevelRequest* request,
                                                     v1::SetLogLevelResponse* response) {
   if (const grpc::Status status = CheckAllowed(*context); !status.ok()) return FinishNow(*context, status);
-  const spdlog::level::level_enum level = spdlog::level::from_str(request->level());
-  // from_str gives "off" for what it does not know.
-  if (level == spdlog::level::off && request->level() != "off") {
-    return FinishNow(*context, ToGrpcStatus(absl::InvalidArgumentError(
-                                   "level: expected trace, debug, info, warning, error, critical or off")));
-  }
+  const absl::StatusOr<spdlog::level::level_enum> level = ParseLogLevel(request->level());
+  if (!level.ok()) return FinishNow(*context, ToGrpcStatus(level.status()));
   const auto previous = spdlog::level::to_string_view(spdlog::get_level());
   response->set_previous_level(std::string(previous.data(), previous.size()));
-  spdlog::set_level(level);
+  spdlog::set_level(*level);
+  parts_.pool.SetLogLevel(static_cast<uint8_t>(*level));
+  return FinishNow(*context, grpc::Status::OK);
+}
+
+grpc::ServerUnaryReactor* AdminService::GetTrace(grpc::CallbackServerContext* context, const v1::GetTraceRequest*,
+                                                 v1::GetTraceResponse* response) {
+  if (const grpc::Status status = CheckAllowed(*context); !status.ok()) return FinishNow(*context, status);
+  for (const TracedRequest& request : parts_.requests.Latest()) Fill(request, *response->add_requests());
+  response->set_now_ns(MonotonicNanos());
+  response->set_now_unix_ns(absl::ToUnixNanos(absl::Now()));
   return FinishNow(*context, grpc::Status::OK);
 }
 

@@ -7,6 +7,7 @@
 #include "gemmd/v1/admin.grpc.pb.h"
 #include "server/health.h"
 #include "server/region_registry.h"
+#include "server/request_log.h"
 #include "server/session_registry.h"
 #include "server/tensor_registry.h"
 #include "server/worker_pool.h"
@@ -26,6 +27,7 @@ struct AdminParts {
   const TensorRegistry& tensors;
   const SessionRegistry& sessions;
   const Health& health;
+  const RequestLog& requests;
 };
 
 struct AdminSettings {
@@ -49,6 +51,8 @@ class AdminService : public v1::Admin::CallbackService {
                                   v1::DrainResponse* response) override;
   grpc::ServerUnaryReactor* SetLogLevel(grpc::CallbackServerContext* context, const v1::SetLogLevelRequest* request,
                                         v1::SetLogLevelResponse* response) override;
+  grpc::ServerUnaryReactor* GetTrace(grpc::CallbackServerContext* context, const v1::GetTraceRequest* request,
+                                     v1::GetTraceResponse* response) override;
 
  private:
   grpc::Status CheckAllowed(const grpc::CallbackServerContext& context) const;

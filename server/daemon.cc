@@ -4,6 +4,8 @@
 #include "proto/broker.h"
 #include "proto/warm_up_manifest.h"
 #include "server/cpu_placement.h"
+#include "server/debug_pages.h"
+#include "server/gpu_telemetry.h"
 #include "server/state_collector.h"
 #include "server/tls.h"
 #include "server/warm_up.h"
@@ -50,11 +52,11 @@ ProcessWorkerPoolOptions PoolOptions(const ServerOptions& options, std::optional
   pool.link.hang_timeout_ns = static_cast<uint64_t>(absl::ToInt64Nanoseconds(options.worker_hang_timeout));
   if (std::thread::hardware_concurrency() < 2) pool.link.spin_ns = pool.link.assist_ns = 0;
   for (const std::string& device : options.workers) {
-    pool.supervisor.workers.push_back({absl::StrCat("--device=", device),
-                                       absl::StrCat("--threads=", options.worker_threads),
-                                       absl::StrCat("--kernel_cache_dir=", options.kernel_cache_dir),
-                                       absl::StrCat("--merging=", options.merging ? "true" : "false"),
-                                       absl::StrCat("--log_level=", options.log_level)});
+    pool.supervisor.workers.push_back(
+        {absl::StrCat("--device=", device), absl::StrCat("--threads=", options.worker_threads),
+         absl::StrCat("--kernel_cache_dir=", options.kernel_cache_dir),
+         absl::StrCat("--merging=", options.merging ? "true" : "false"),
+         absl::StrCat("--log_level=", options.log_level), absl::StrCat("--log_format=", options.log_format)});
     if (loop_cpu) pool.supervisor.workers.back().push_back(absl::StrCat("--loop_cpu=", *loop_cpu));
   }
   return pool;
@@ -76,7 +78,8 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(ServerOptions options, std
 Daemon::Daemon(ServerOptions options)
     : options_(std::move(options)),
       loop_cpu_(LoopCpu(static_cast<int>(options_.workers.size()), AllowedCpus())),
-      metrics_(kVersion) {}
+      metrics_(kVersion),
+      requests_(static_cast<size_t>(options_.trace_requests), [this] { metrics_.CountMalformedTraceparent(); }) {}
 
 absl::Status Daemon::OpenTokens() {
   if (options_.token_file.empty()) return absl::OkStatus();
@@ -111,8 +114,8 @@ absl::Status Daemon::StartServices(std::function<void()> start_drain) {
   authenticator_ = std::make_unique<Authenticator>(*sessions_);
   builder_ = std::make_unique<JobBuilder>(Memory{*regions_, *tensors_, *arena_},
                                           static_cast<uint64_t>(options_.max_message_bytes - kResponseOverhead));
-  gemm_service_ = std::make_unique<GemmService>(GemmParts{*pool_, *authenticator_, *builder_, gate_, metrics_},
-                                                GemmServiceLimits{});
+  gemm_service_ = std::make_unique<GemmService>(
+      GemmParts{*pool_, *authenticator_, *builder_, gate_, metrics_, requests_}, GemmServiceLimits{});
   tensor_service_ = std::make_unique<TensorService>(
       TensorService::Parts{*tensors_, *regions_, *arena_, *pool_, *authenticator_, gate_});
   session_service_ = std::make_unique<SessionService>(*sessions_, *regions_, *authenticator_);
@@ -123,16 +126,18 @@ absl::Status Daemon::StartServices(std::function<void()> start_drain) {
   settings.merging = options_.merging;
   settings.admin_over_tcp = options_.admin_over_tcp;
   settings.start_drain = std::move(start_drain);
-  admin_service_ = std::make_unique<AdminService>(AdminParts{*pool_, *regions_, *tensors_, *sessions_, *health_},
-                                                  std::move(settings));
+  admin_service_ = std::make_unique<AdminService>(
+      AdminParts{*pool_, *regions_, *tensors_, *sessions_, *health_, requests_}, std::move(settings));
   return absl::OkStatus();
 }
 
 absl::Status Daemon::StartListeners() {
   if (!options_.metrics_listen.empty()) {
-    auto states = std::make_shared<StateCollector>(StateSources{*pool_, *regions_, *tensors_, *sessions_, *arena_});
-    absl::StatusOr<std::unique_ptr<MetricsListener>> listener =
-        MetricsListener::Start(options_.metrics_listen, {metrics_.registry(), states});
+    const StateSources sources{*pool_, *regions_, *tensors_, *sessions_, *arena_};
+    const auto gpus = GpuTelemetry::Start(options_.workers, kNvmlLibrary);
+    absl::StatusOr<std::unique_ptr<MetricsListener>> listener = MetricsListener::Start(
+        options_.metrics_listen, {metrics_.registry(), std::make_shared<StateCollector>(sources), gpus},
+        DebugPages({sources, *health_, requests_, options_, kVersion}));
     if (!listener.ok()) return listener.status();
     metrics_listener_ = *std::move(listener);
   }

@@ -18,6 +18,7 @@
 #include "server/options.h"
 #include "server/process_worker_pool.h"
 #include "server/region_registry.h"
+#include "server/request_log.h"
 #include "server/session_registry.h"
 #include "server/session_service.h"
 #include "server/staging_arena.h"
@@ -65,6 +66,7 @@ class Daemon {
   const ServerOptions options_;
   const std::optional<int> loop_cpu_;
   Metrics metrics_;
+  RequestLog requests_;
   DrainGate gate_;
   // From here each part uses only parts above it; destruction goes the other way.
   std::shared_ptr<TokenGuard> token_guard_;  // Null without --token_file.

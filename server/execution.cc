@@ -6,6 +6,7 @@
 
 #include "absl/types/span.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace gemmd {
@@ -17,8 +18,11 @@ void Assign(absl::Span<const std::byte> bytes, std::string& field) {
 
 }  // namespace
 
-Execution::Execution(const GemmParts& parts, Submission submission)
-    : parts_(parts), submission_(submission), received_ns_(MonotonicNanos()) {
+Execution::Execution(const GemmParts& parts, Submission submission, absl::string_view traceparent)
+    : parts_(parts), submission_(submission) {
+  trace_.received_ns = MonotonicNanos();
+  trace_.context = parts_.requests.Begin(traceparent);
+  trace_.span_id = parts_.requests.NewSpanId();
   parts_.metrics.AddInFlight(1);
 }
 
@@ -26,7 +30,8 @@ Execution::~Execution() { parts_.metrics.AddInFlight(-1); }
 
 absl::Status Execution::Start(const v1::RunRequest& request, const std::shared_ptr<Session>& session,
                               uint64_t deadline_ns, WorkerPool::JobCallback done) {
-  op_ = OpOf(request);
+  trace_.op = OpOf(request);
+  trace_.request_id = request.request_id();
   if (absl::Status status = Admit(*session, deadline_ns); !status.ok()) return status;
   absl::StatusOr<BuiltJob> job = parts_.builder.Build(request, *session);
   if (!job.ok()) {
@@ -45,14 +50,16 @@ absl::Status Execution::Admit(Session& session, uint64_t deadline_ns) {
   absl::StatusOr<JobTicket> ticket = session.AdmitJob();
   if (!ticket.ok()) return Refuse(Rejection::kQuota, ticket.status());
   ticket_ = *std::move(ticket);
-  if (deadline_ns != 0 && deadline_ns <= received_ns_) {
+  if (deadline_ns != 0 && deadline_ns <= trace_.received_ns) {
+    parts_.metrics.CountDeadlineMiss(DeadlineMiss::kArrival);
     return Refuse(Rejection::kDeadline, absl::DeadlineExceededError("the deadline passed before the request came"));
   }
   return absl::OkStatus();
 }
 
 absl::Status Execution::Submit(WorkerPool::JobCallback done) {
-  submitted_ns_ = MonotonicNanos();
+  trace_.shape = ShapeOf(job_.descriptor);
+  trace_.submitted_ns = MonotonicNanos();
   WorkerPool& pool = parts_.pool;
   absl::StatusOr<SubmittedJob> submitted = submission_ == Submission::kAssist
                                                ? pool.SubmitAndAssist(job_.descriptor, job_.worker, std::move(done))
@@ -88,24 +95,43 @@ void Execution::Cancel() {
 
 absl::Status Execution::Complete(const absl::Status& status, const JobCompletion& completion,
                                  v1::RunResponse& response) {
-  const uint64_t completed_ns = MonotonicNanos();
+  trace_.completed_ns = MonotonicNanos();
   absl::Status result = StatusOfJob(status, completion);
-  StageRecord stages{submitted_ns_ - received_ns_, completion.queue_ns, completion.device_ns, 0};
+  CountDeadlineMiss(result, completion, trace_.completed_ns);
+  StageRecord stages{trace_.submitted_ns - trace_.received_ns, 0, completion.device_ns, 0};
+  if (completion.launched_ns != 0) {
+    trace_.launched_ns = completion.launched_ns;
+    trace_.finished_ns = completion.launched_ns + completion.device_ns;
+    // Both clocks are one; a worker that says otherwise gets 0.
+    stages.queue_ns = completion.launched_ns - std::min(completion.launched_ns, trace_.submitted_ns);
+  }
+  trace_.batch_jobs = completion.batch_jobs;
+  trace_.worker = WorkerOf(completion.job_id);
   if (result.ok()) {
     if (job_.d_bytes > 0) Assign(job_.d(), *response.mutable_d());
     if (job_.sf_bytes > 0) Assign(job_.sf(), *response.mutable_sf());
   }
   response.set_batch_jobs(completion.batch_jobs);
-  stages.reply_ns = MonotonicNanos() - completed_ns;
+  stages.reply_ns = MonotonicNanos() - trace_.completed_ns;
   v1::StageTimes& times = *response.mutable_times();
   times.set_decode_ns(stages.decode_ns);
   times.set_queue_ns(stages.queue_ns);
   times.set_device_ns(stages.device_ns);
   times.set_reply_ns(stages.reply_ns);
   if (result.ok()) {
-    parts_.metrics.CountExecution(op_, completion.flops, completion.batch_jobs, stages);
+    parts_.metrics.CountExecution(stages, IoBytesOf(job_));
   }
   return result;
+}
+
+// A deadline that passes while the job waits ends it in the worker, or through gRPC, which cancels the call.
+void Execution::CountDeadlineMiss(const absl::Status& result, const JobCompletion& completion, uint64_t now_ns) {
+  if (job_.descriptor.deadline_ns == 0 || now_ns < job_.descriptor.deadline_ns) return;
+  if (completion.batch_jobs > 0) {
+    parts_.metrics.CountDeadlineMiss(DeadlineMiss::kDevice);
+  } else if (absl::IsDeadlineExceeded(result) || absl::IsCancelled(result)) {
+    parts_.metrics.CountDeadlineMiss(DeadlineMiss::kQueue);
+  }
 }
 
 void Execution::Answer(const absl::Status& status) {
@@ -113,7 +139,11 @@ void Execution::Answer(const absl::Status& status) {
   job_.lease = ArenaLease();
   job_.pins.clear();
   ticket_ = JobTicket();
-  parts_.metrics.CountRequest({op_, job_.transport, status.code(), MonotonicNanos() - received_ns_});
+  trace_.answered_ns = MonotonicNanos();
+  trace_.transport = job_.transport;
+  trace_.code = status.code();
+  parts_.metrics.CountRequest({trace_.op, job_.transport, status.code(), trace_.answered_ns - trace_.received_ns});
+  parts_.requests.End(trace_, status);
 }
 
 }  // namespace gemmd

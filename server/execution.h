@@ -9,11 +9,13 @@
 #include "server/drain_gate.h"
 #include "server/job_builder.h"
 #include "server/metrics.h"
+#include "server/request_log.h"
 #include "server/session.h"
 #include "server/worker_pool.h"
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 
 #include <cstdint>
@@ -28,6 +30,7 @@ struct GemmParts {
   const JobBuilder& builder;
   DrainGate& gate;
   Metrics& metrics;
+  RequestLog& requests;
 };
 
 // Whether the thread that submits may wait a little for the result. A stream has the next request to read.
@@ -37,7 +40,8 @@ enum class Submission : uint8_t { kAssist, kLeave };
 // the object lives. The owner keeps it until both Start has returned and the callback has run.
 class Execution {
  public:
-  Execution(const GemmParts& parts, Submission submission);
+  // `traceparent`: which trace the request belongs to, as it came; empty if none did.
+  Execution(const GemmParts& parts, Submission submission, absl::string_view traceparent);
   ~Execution();
   Execution(const Execution&) = delete;
   Execution& operator=(const Execution&) = delete;
@@ -53,7 +57,7 @@ class Execution {
   // Fills the response from the job's completion and says how it went.
   absl::Status Complete(const absl::Status& status, const JobCompletion& completion, v1::RunResponse& response);
 
-  // Counts the request as answered. Once, last.
+  // Counts and remembers the request as answered. Once, last.
   void Answer(const absl::Status& status);
 
   // For a request that cannot even be started; counted by Answer like the others.
@@ -63,12 +67,11 @@ class Execution {
   absl::Status Admit(Session& session, uint64_t deadline_ns);
   absl::Status Submit(WorkerPool::JobCallback done);
   absl::Status Refuse(Rejection rejection, absl::Status status);
+  void CountDeadlineMiss(const absl::Status& result, const JobCompletion& completion, uint64_t now_ns);
 
   const GemmParts& parts_;
   const Submission submission_;
-  const uint64_t received_ns_;
-  uint64_t submitted_ns_ = 0;
-  Op op_ = Op::kNone;
+  TracedRequest trace_;
   BuiltJob job_;
   DrainGate::Pass pass_;
   JobTicket ticket_;

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/gemm_service.h"
 
+#include "proto/trace_context.h"
 #include "server/convert.h"
 #include "server/gemm_stream.h"
 
+#include <iterator>
 #include <memory>
 #include <utility>
 
@@ -15,7 +17,10 @@ class RunReactor : public grpc::ServerUnaryReactor {
  public:
   RunReactor(const GemmParts& parts, grpc::CallbackServerContext& context, const v1::RunRequest& request,
              v1::RunResponse& response)
-      : context_(context), response_(response), execution_(parts, Submission::kAssist) {
+      : context_(context),
+        response_(response),
+        execution_(parts, Submission::kAssist,
+                   request.traceparent().empty() ? TraceparentOf(context) : request.traceparent()) {
     absl::StatusOr<std::shared_ptr<Session>> session = parts.authenticator.Authenticate(context);
     if (!session.ok()) {
       execution_.Reject(Rejection::kUnauthenticated);
@@ -49,6 +54,13 @@ class RunReactor : public grpc::ServerUnaryReactor {
 
 }  // namespace
 
+std::string TraceparentOf(const grpc::CallbackServerContext& context) {
+  const auto [begin, end] = context.client_metadata().equal_range(kTraceparentMetadata);
+  if (begin == end) return "";
+  if (std::next(begin) != end) return "more than one";
+  return std::string(begin->second.data(), begin->second.size());
+}
+
 grpc::ServerUnaryReactor* GemmService::Run(grpc::CallbackServerContext* context, const v1::RunRequest* request,
                                            v1::RunResponse* response) {
   return new RunReactor(parts_, *context, *request, *response);
@@ -57,7 +69,7 @@ grpc::ServerUnaryReactor* GemmService::Run(grpc::CallbackServerContext* context,
 grpc::ServerBidiReactor<v1::RunRequest, v1::RunResponse>* GemmService::Stream(grpc::CallbackServerContext* context) {
   absl::StatusOr<std::shared_ptr<Session>> session = parts_.authenticator.Authenticate(*context);
   if (!session.ok()) parts_.metrics.CountRejection(Rejection::kUnauthenticated);
-  return new GemmStream(parts_, limits_.max_stream_requests, std::move(session));
+  return new GemmStream(parts_, limits_.max_stream_requests, std::move(session), TraceparentOf(*context));
 }
 
 }  // namespace gemmd

@@ -10,6 +10,7 @@
 #include <grpcpp/support/server_callback.h>
 
 #include <cstddef>
+#include <string>
 
 namespace gemmd {
 
@@ -23,6 +24,9 @@ struct GemmServiceLimits {
 // small products takes.
 inline constexpr char kRetryPushbackMetadata[] = "grpc-retry-pushback-ms";
 inline constexpr char kRetryPushbackMillis[] = "20";
+
+// The traceparent of a call, as it came; empty if it has none. More than one are malformed.
+std::string TraceparentOf(const grpc::CallbackServerContext& context);
 
 class GemmService : public v1::Gemm::CallbackService {
  public:

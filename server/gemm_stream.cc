@@ -24,8 +24,9 @@ uint64_t DeadlineOf(const v1::RunRequest& request) {
 
 }  // namespace
 
-GemmStream::GemmStream(const GemmParts& parts, size_t max_requests, absl::StatusOr<std::shared_ptr<Session>> session)
-    : parts_(parts), max_requests_(max_requests), session_(std::move(session)) {
+GemmStream::GemmStream(const GemmParts& parts, size_t max_requests, absl::StatusOr<std::shared_ptr<Session>> session,
+                       std::string traceparent)
+    : parts_(parts), max_requests_(max_requests), session_(std::move(session)), traceparent_(std::move(traceparent)) {
   Next next;
   {
     absl::MutexLock lock(&mutex_);
@@ -76,7 +77,8 @@ void GemmStream::OnReadDone(bool ok) {
 }
 
 void GemmStream::Handle(const v1::RunRequest& message) {
-  auto request = std::make_shared<Request>(parts_);
+  const std::string& own = message.traceparent();
+  auto request = std::make_shared<Request>(parts_, own.empty() ? traceparent_ : own);
   const uint64_t id = message.request_id();
   request->response.set_request_id(id);
   bool duplicate = false;

@@ -9,6 +9,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include <grpcpp/support/server_callback.h>
 
@@ -16,6 +17,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <string>
 #include <unordered_map>
 
 namespace gemmd {
@@ -23,7 +25,9 @@ namespace gemmd {
 // Deletes itself when gRPC is done with it. gRPC is never called under the lock.
 class GemmStream : public grpc::ServerBidiReactor<v1::RunRequest, v1::RunResponse> {
  public:
-  GemmStream(const GemmParts& parts, size_t max_requests, absl::StatusOr<std::shared_ptr<Session>> session);
+  // `traceparent`: of the call, for requests that have none of their own.
+  GemmStream(const GemmParts& parts, size_t max_requests, absl::StatusOr<std::shared_ptr<Session>> session,
+             std::string traceparent);
 
   void OnReadDone(bool ok) override;
   void OnWriteDone(bool ok) override;
@@ -32,7 +36,8 @@ class GemmStream : public grpc::ServerBidiReactor<v1::RunRequest, v1::RunRespons
 
  private:
   struct Request {
-    explicit Request(const GemmParts& parts) : execution(parts, Submission::kLeave) {}
+    Request(const GemmParts& parts, absl::string_view traceparent)
+        : execution(parts, Submission::kLeave, traceparent) {}
     Execution execution;
     v1::RunResponse response;
   };
@@ -52,6 +57,7 @@ class GemmStream : public grpc::ServerBidiReactor<v1::RunRequest, v1::RunRespons
   const GemmParts& parts_;
   const size_t max_requests_;
   const absl::StatusOr<std::shared_ptr<Session>> session_;
+  const std::string traceparent_;
   v1::RunRequest incoming_;
 
   absl::Mutex mutex_;

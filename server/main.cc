@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // gemmd: flags, signals, and the life of the daemon.
+#include "proto/log.h"
 #include "server/daemon.h"
 #include "server/device_discovery.h"
 #include "server/options.h"
@@ -7,6 +8,7 @@
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
+#include "absl/flags/reflection.h"
 #include "absl/flags/usage.h"
 #include "absl/flags/usage_config.h"
 #include "absl/status/status.h"
@@ -15,7 +17,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "spdlog/sinks/stdout_sinks.h"
 #include "spdlog/spdlog.h"
 
 #include <algorithm>
@@ -35,7 +36,9 @@
 ABSL_FLAG(std::string, listen, "unix:/run/gemmd/gemmd.sock",
           "Where gRPC is served: unix:PATH (required; the broker listens on PATH.broker) and any number of HOST:PORT, "
           "separated by commas. Port 0 takes a free one.");
-ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:9464", "HOST:PORT of the Prometheus page /metrics; empty: none.");
+ABSL_FLAG(
+    std::string, metrics_listen, "127.0.0.1:9464",
+    "HOST:PORT of the Prometheus page /metrics, and of debug pages for this machine (/ lists them); empty: none.");
 ABSL_FLAG(
     std::string, workers, "auto",
     "One worker process per device: auto (every Hopper GPU; the CPU if there is none), or a list of cpu, gpu (all "
@@ -89,8 +92,16 @@ ABSL_FLAG(std::string, tls_client_ca, "", "PEM authorities; clients must then sh
 ABSL_FLAG(std::string, token_file, "",
           "File of bearer tokens, one per line, # for comments, not open to others than owner and group; read again "
           "when it changes. Calls on HOST:PORT other than health checks then need one of them.");
-ABSL_FLAG(bool, admin_over_tcp, false, "Take WarmUp, Drain and SetLogLevel on HOST:PORT too, not only on the socket.");
-ABSL_FLAG(std::string, log_level, "info", "trace, debug, info, warning, error, critical or off.");
+ABSL_FLAG(bool, admin_over_tcp, false,
+          "Take WarmUp, Drain, SetLogLevel and GetTrace on HOST:PORT too, not only on the socket.");
+ABSL_FLAG(std::string, log_level, "info",
+          "trace, debug, info, warning, error, critical or off; of the workers too. gemmctl loglevel changes it.");
+ABSL_FLAG(std::string, log_format, "text",
+          "Lines on standard error, of the workers too: text, or json (one object each).");
+ABSL_FLAG(int, trace_requests, gemmd::ServerOptions().trace_requests,
+          "How many of the latest requests are remembered for gemmctl trace and the page /tracez; 0: none.");
+ABSL_FLAG(bool, remote_debug_pages, false,
+          "Show the debug pages of --metrics_listen to other machines too; without this they get /metrics only.");
 
 namespace gemmd {
 namespace {
@@ -141,6 +152,21 @@ std::string KernelCacheDirectory() {
   return "";
 }
 
+bool IsOurs(absl::string_view file) { return absl::EndsWith(file, "server/main.cc"); }
+
+// Of this program, by name.
+std::vector<FlagValue> FlagValues() {
+  std::vector<FlagValue> values;
+  for (const auto& [name, flag] : absl::GetAllFlags()) {
+    if (!IsOurs(flag->Filename())) continue;
+    const std::string value = flag->CurrentValue();
+    values.push_back({std::string(name), value, value == flag->DefaultValue()});
+  }
+  std::sort(values.begin(), values.end(),
+            [](const FlagValue& left, const FlagValue& right) { return left.name < right.name; });
+  return values;
+}
+
 absl::StatusOr<ServerOptions> OptionsFromFlags() {
   ServerOptions options;
   absl::StatusOr<ListenAddresses> listen = ParseListen(absl::GetFlag(FLAGS_listen));
@@ -168,6 +194,10 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.insecure = absl::GetFlag(FLAGS_insecure);
   options.admin_over_tcp = absl::GetFlag(FLAGS_admin_over_tcp);
   options.log_level = absl::GetFlag(FLAGS_log_level);
+  options.log_format = absl::GetFlag(FLAGS_log_format);
+  options.trace_requests = absl::GetFlag(FLAGS_trace_requests);
+  options.remote_debug_pages = absl::GetFlag(FLAGS_remote_debug_pages);
+  options.flags = FlagValues();
   options.drain_delay = absl::GetFlag(FLAGS_drain_delay);
   options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   options.worker_start_timeout = absl::GetFlag(FLAGS_worker_start_timeout);
@@ -184,10 +214,20 @@ int Fail(const absl::Status& status) {
   return 1;
 }
 
+// Before the other flags are read, which may log already.
+absl::Status StartLogFromFlags() {
+  const absl::StatusOr<LogFormat> format = ParseLogFormat(absl::GetFlag(FLAGS_log_format));
+  if (!format.ok()) return absl::InvalidArgumentError(absl::StrCat("--", format.status().message()));
+  const absl::StatusOr<spdlog::level::level_enum> level = ParseLogLevel(absl::GetFlag(FLAGS_log_level));
+  if (!level.ok()) return absl::InvalidArgumentError(absl::StrCat("--", level.status().message()));
+  StartLog("gemmd", *format, *level);
+  return absl::OkStatus();
+}
+
 int Run() {
+  if (const absl::Status status = StartLogFromFlags(); !status.ok()) return Fail(status);
   absl::StatusOr<ServerOptions> options = OptionsFromFlags();
   if (!options.ok()) return Fail(options.status());
-  spdlog::set_level(spdlog::level::from_str(options->log_level));
 
   absl::Mutex mutex;
   bool drain = false;
@@ -226,7 +266,7 @@ int main(int argc, char** argv) {
   absl::FlagsUsageConfig usage;
   usage.version_string = [] { return std::string("gemmd " GEMMD_VERSION "\n"); };
   // --help lists the flags of this program and no library's.
-  usage.contains_help_flags = [](absl::string_view file) { return absl::EndsWith(file, "server/main.cc"); };
+  usage.contains_help_flags = gemmd::IsOurs;
   absl::SetFlagsUsageConfig(usage);
   if (absl::ParseCommandLine(argc, argv).size() > 1) {
     std::fprintf(stderr, "gemmd: expected flags only; see --help\n");
@@ -236,7 +276,5 @@ int main(int argc, char** argv) {
   umask(0007);
   RaiseDescriptorLimit();
   signal(SIGPIPE, SIG_IGN);
-  // Standard output is for the ready line alone.
-  spdlog::set_default_logger(spdlog::stderr_logger_mt("gemmd"));
   return gemmd::Run();
 }

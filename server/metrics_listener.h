@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The HTTP listener that Prometheus scrapes: GET /metrics and nothing else. Made in server/daemon.cc; its threads call
-// what was registered.
+// The HTTP listener that Prometheus scrapes and people look at: GET of /metrics and of the pages it is given, nothing
+// else. Made in server/daemon.cc; its threads call what was registered.
 #ifndef GEMMD_SERVER_METRICS_LISTENER_H_
 #define GEMMD_SERVER_METRICS_LISTENER_H_
+
+#include "server/http_page.h"
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -12,9 +14,8 @@
 #include <string>
 #include <vector>
 
-namespace prometheus {
-class Exposer;
-}
+struct mg_connection;
+struct mg_context;
 
 namespace gemmd {
 
@@ -22,7 +23,8 @@ class MetricsListener {
  public:
   // `address`: HOST:PORT; port 0 takes a free one. Errors: UNAVAILABLE (the address cannot be used).
   static absl::StatusOr<std::unique_ptr<MetricsListener>> Start(
-      absl::string_view address, std::vector<std::shared_ptr<prometheus::Collectable>> sources);
+      absl::string_view address, std::vector<std::shared_ptr<prometheus::Collectable>> sources,
+      std::vector<HttpPage> pages = {});
   // Takes some milliseconds.
   ~MetricsListener();
   MetricsListener(const MetricsListener&) = delete;
@@ -32,12 +34,17 @@ class MetricsListener {
   const std::string& address() const { return address_; }
 
  private:
-  MetricsListener(std::unique_ptr<prometheus::Exposer> exposer, std::string address,
-                  std::vector<std::shared_ptr<prometheus::Collectable>> sources);
+  MetricsListener(std::vector<std::shared_ptr<prometheus::Collectable>> sources, std::vector<HttpPage> pages);
+
+  absl::Status Listen(absl::string_view address);
+  static int OnRequest(mg_connection* connection);
+  void Answer(mg_connection* connection) const;
+  std::string Metrics() const;
 
   const std::vector<std::shared_ptr<prometheus::Collectable>> sources_;
-  std::unique_ptr<prometheus::Exposer> exposer_;
-  const std::string address_;
+  std::vector<HttpPage> pages_;
+  mg_context* server_ = nullptr;
+  std::string address_;
 };
 
 }  // namespace gemmd

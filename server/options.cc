@@ -2,6 +2,7 @@
 #include "server/options.h"
 
 #include "proto/broker.h"
+#include "server/worker_pool.h"
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -18,7 +19,7 @@ namespace {
 // The path and the broker's suffix must fit a socket address with its NUL.
 constexpr size_t kMaxUnixPath = sizeof(sockaddr_un::sun_path) - sizeof(kBrokerSuffix);
 
-constexpr int kMaxWorkers = 64;
+constexpr int kMaxTraceRequests = 65536;  // Some 10 MB, and as much again in one response of Admin.GetTrace.
 constexpr int64_t kMinMessageBytes = 1 << 16;
 constexpr int64_t kMaxMessageBytes = int64_t{1} << 30;  // Protobuf ends at 2 GiB.
 
@@ -77,6 +78,10 @@ absl::Status CheckSizes(const ServerOptions& options) {
     return absl::InvalidArgumentError(absl::StrCat("--arena_bytes: expected at least ", 2 * options.max_message_bytes,
                                                    " (a request and a response of --max_message_bytes), got ",
                                                    options.arena_bytes));
+  }
+  if (options.trace_requests < 0 || options.trace_requests > kMaxTraceRequests) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--trace_requests: expected 0 to ", kMaxTraceRequests, ", got ", options.trace_requests));
   }
   if (options.worker_hang_timeout < absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--worker_hang_timeout: negative");

@@ -34,6 +34,13 @@ struct TlsFiles {
   bool empty() const { return certificate.empty() && key.empty() && client_authority.empty(); }
 };
 
+// No flag of gemmd holds a secret: keys and tokens come from files, whose paths flags name.
+struct FlagValue {
+  std::string name;
+  std::string value;
+  bool is_default = false;
+};
+
 struct ServerOptions {
   ListenAddresses listen;
   std::string metrics_listen;        // HOST:PORT; empty: no metrics.
@@ -50,6 +57,11 @@ struct ServerOptions {
   bool insecure = false;        // Allows TCP on other than loopback addresses without TLS.
   bool admin_over_tcp = false;
   std::string log_level = "info";
+  std::string log_format = "text";  // Or "json".
+  bool remote_debug_pages = false;  // Debug pages for other machines too, where metrics_listen is reachable.
+  // Requests that are remembered for Admin.GetTrace and /tracez: some seconds of a busy daemon, in one megabyte.
+  int trace_requests = 4096;
+  std::vector<FlagValue> flags;  // All flags as they were given, for the page /configz.
 
   // From NOT_SERVING to refusing: how long load balancers take to notice.
   absl::Duration drain_delay = absl::Seconds(5);

@@ -19,10 +19,12 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -63,6 +65,7 @@ class ProcessWorkerPool : public WorkerPool {
   absl::StatusOr<SubmittedJob> SubmitAndAssist(const JobDescriptor& descriptor, int worker, JobCallback done) override;
   void Cancel(const SubmittedJob& job) override;
   void Prepare(const PrepareShape& shape, PrepareCallback done) override;
+  void SetLogLevel(uint8_t level) override;
   std::vector<WorkerSnapshot> Snapshot() const override;
 
  private:
@@ -76,7 +79,11 @@ class ProcessWorkerPool : public WorkerPool {
   struct Slot {
     WorkerTraits traits;
     WorkerState state = WorkerState::kStarting;
-    uint32_t generation = 0;  // Processes started so far.
+    uint32_t generation = 0;                        // Processes started so far.
+    RestartReason ended_by = RestartReason::kExit;  // Of the latest that ended.
+    std::array<uint32_t, kRestartReasonCount> restarts_by_reason{};
+    std::optional<WorkerCounters> counters;  // Of the living process.
+    WorkerCounts past_counts;                // Of those before it.
     pid_t pid = 0;
     bool greeted = false;
     std::unique_ptr<WorkerLink> link;
@@ -96,8 +103,8 @@ class ProcessWorkerPool : public WorkerPool {
   Slot& slot(int worker) ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return slots_[static_cast<size_t>(worker)]; }
   bool IsCurrent(int worker, uint32_t generation) ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   void OnStarted(int worker, pid_t pid, UniqueFd socket);
-  void OnEnded(int worker, bool quarantined);
-  void OnHello(int worker, uint32_t generation, const WorkerTraits& traits);
+  void OnEnded(int worker, RestartReason reason, bool quarantined);
+  void OnHello(int worker, uint32_t generation, const WorkerTraits& traits, const UniqueFd& fd);
   void OnDeath(int worker, uint32_t generation);
   void OnHang(int worker, uint32_t generation);
   void OnReturned(int worker, uint32_t generation, const JobDescriptor& descriptor, JobCallback callback);
@@ -111,6 +118,7 @@ class ProcessWorkerPool : public WorkerPool {
   void OnWarmedUp(int worker, uint32_t generation, size_t index, const absl::Status& status);
   absl::StatusOr<int> OnAllocated(uint64_t region_id, int worker, absl::StatusOr<ControlResult> result);
   int RoomiestWorker() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  void SendLogLevel(const Slot& slot) ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   bool Warm() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   bool Settled() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
 
@@ -120,8 +128,9 @@ class ProcessWorkerPool : public WorkerPool {
 
   mutable absl::Mutex mutex_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  int starting_links_ ABSL_GUARDED_BY(mutex_) = 0;       // Links whose Run has not returned.
-  absl::Status warm_up_status_ ABSL_GUARDED_BY(mutex_);  // The first refusal.
+  int starting_links_ ABSL_GUARDED_BY(mutex_) = 0;            // Links whose Run has not returned.
+  absl::Status warm_up_status_ ABSL_GUARDED_BY(mutex_);       // The first refusal.
+  std::optional<uint8_t> log_level_ ABSL_GUARDED_BY(mutex_);  // Once it was changed.
   std::vector<Slot> slots_ ABSL_GUARDED_BY(mutex_);
   std::unordered_map<uint64_t, Region> regions_ ABSL_GUARDED_BY(mutex_);
   std::vector<ReturnedJob> returned_ ABSL_GUARDED_BY(mutex_);

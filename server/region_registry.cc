@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/region_registry.h"
 
+#include "proto/job_ring.h"
 #include "proto/shared_memory.h"
 
 #include "absl/strings/str_cat.h"
@@ -127,6 +128,7 @@ absl::StatusOr<uint64_t> RegionRegistry::Reserve(const Session& session, const R
   Region region;
   region.view = RegionView{region_id, request.kind, request.extent.byte_size, request.extent.writable};
   region.account = account;
+  region.registered_ns = MonotonicNanos();
   regions_.emplace(region_id, region);
   const bool host = request.kind == RegionKind::kHost;
   ++(host ? counts_.host : counts_.shared_memory);
@@ -143,10 +145,11 @@ void RegionRegistry::Map(const std::shared_ptr<Session>& session, Request reques
   }
   const Access access = request.extent.writable ? Access::kReadWrite : Access::kReadOnly;
   pool_.MapRegion(*region_id, request.kind, access, request.extent.byte_size, std::move(request.fd),
-                  [weak = weak_from_this(), id = *region_id, done = std::move(done)](const absl::Status& mapped) {
+                  [weak = weak_from_this(), id = *region_id, sent_ns = MonotonicNanos(),
+                   done = std::move(done)](const absl::Status& mapped) {
                     const auto self = weak.lock();
                     const absl::Status status =
-                        self == nullptr ? absl::UnavailableError("shutting down") : self->OnMapped(id, mapped);
+                        self == nullptr ? absl::UnavailableError("shutting down") : self->OnMapped(id, mapped, sent_ns);
                     if (!status.ok()) {
                       done(status);
                       return;
@@ -155,13 +158,16 @@ void RegionRegistry::Map(const std::shared_ptr<Session>& session, Request reques
                   });
 }
 
-absl::Status RegionRegistry::OnMapped(uint64_t region_id, const absl::Status& status) {
+absl::Status RegionRegistry::OnMapped(uint64_t region_id, const absl::Status& status, uint64_t sent_ns) {
+  const uint64_t import_ns = MonotonicNanos() - sent_ns;
   bool abandoned = false;
   RegionKind kind{};
   {
     absl::MutexLock lock(&mutex_);
     Region& region = regions_.at(region_id);
     kind = region.view.kind;
+    if (status.ok())
+      Observe(kind == RegionKind::kHost ? counts_.host_imports : counts_.shared_memory_imports, import_ns);
     // The session may have ended meanwhile.
     abandoned = region.state == State::kClosing;
     if (status.ok() && !abandoned) region.state = State::kReady;
@@ -248,6 +254,25 @@ std::vector<RegionView> RegionRegistry::List(const Session& session) const {
   std::sort(views.begin(), views.end(),
             [](const RegionView& left, const RegionView& right) { return left.region_id < right.region_id; });
   return views;
+}
+
+std::vector<RegionSnapshot> RegionRegistry::Snapshot(size_t limit) const {
+  static constexpr absl::string_view kStates[] = {"mapping", "ready", "closing"};
+  const uint64_t now_ns = MonotonicNanos();
+  std::vector<RegionSnapshot> regions;
+  {
+    absl::ReaderMutexLock lock(&mutex_);
+    regions.reserve(regions_.size());
+    for (const auto& [region_id, region] : regions_) {
+      regions.push_back({region.account.session, region.view, kStates[static_cast<size_t>(region.state)],
+                         now_ns - std::min(now_ns, region.registered_ns)});
+    }
+  }
+  std::sort(regions.begin(), regions.end(), [](const RegionSnapshot& left, const RegionSnapshot& right) {
+    return left.view.region_id < right.view.region_id;
+  });
+  if (regions.size() > limit) regions.resize(limit);
+  return regions;
 }
 
 void RegionRegistry::CountRegistration(RegionKind kind, const absl::Status& status) {

@@ -9,6 +9,7 @@
 
 #include "proto/control.h"
 #include "proto/unique_fd.h"
+#include "proto/worker_counters.h"
 #include "server/quotas.h"
 #include "server/session.h"
 #include "server/usage_ledger.h"
@@ -42,6 +43,14 @@ struct RegionExtent {
   bool writable = false;
 };
 
+// What an operator may see of a region: nothing that its session said, and no way to use it.
+struct RegionSnapshot {
+  uint64_t session = 0;  // Id.
+  RegionView view;
+  absl::string_view state;  // "mapping", "ready" or "closing".
+  uint64_t age_ns = 0;
+};
+
 // Canonical status codes, 0 (OK) to 16 (UNAUTHENTICATED).
 inline constexpr size_t kStatusCodeCount = 17;
 
@@ -50,6 +59,8 @@ struct RegionCounts {
   uint64_t host_bytes = 0;
   uint64_t shared_memory = 0;
   uint64_t shared_memory_bytes = 0;
+  DurationCounts host_imports;
+  DurationCounts shared_memory_imports;
   uint64_t reaped_total = 0;  // Closed because their session ended.
   // Attempts by resulting status code.
   std::array<uint64_t, kStatusCodeCount> host_registrations_total{};
@@ -90,6 +101,9 @@ class RegionRegistry : public std::enable_shared_from_this<RegionRegistry> {
   // The session's ready regions, by id.
   std::vector<RegionView> List(const Session& session) const;
 
+  // Of all sessions, by id; at most `limit`, the first ones.
+  std::vector<RegionSnapshot> Snapshot(size_t limit) const;
+
   RegionCounts Counts() const;
 
  private:
@@ -98,6 +112,7 @@ class RegionRegistry : public std::enable_shared_from_this<RegionRegistry> {
     RegionView view;
     UsageLedger::Account account;
     State state = State::kMapping;
+    uint64_t registered_ns = 0;  // CLOCK_MONOTONIC.
   };
   // What a registration has decided before the workers are asked.
   struct Request {
@@ -110,7 +125,7 @@ class RegionRegistry : public std::enable_shared_from_this<RegionRegistry> {
 
   absl::StatusOr<uint64_t> Reserve(const Session& session, const Request& request);
   void Map(const std::shared_ptr<Session>& session, Request request, RegisterCallback done);
-  absl::Status OnMapped(uint64_t region_id, const absl::Status& status);
+  absl::Status OnMapped(uint64_t region_id, const absl::Status& status, uint64_t sent_ns);
   void Unmap(uint64_t region_id, CloseCallback done);
   void Forget(uint64_t region_id);
   void CountRegistration(RegionKind kind, const absl::Status& status);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/tensor_registry.h"
 
+#include "proto/job_ring.h"
+
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 
@@ -150,6 +152,7 @@ absl::Status TensorRegistry::Reserve(const Session& session, const TensorSpec& s
   tensor.name = spec.name;
   tensor.shared = spec.shared;
   tensor.creator = session.id();
+  tensor.created_ns = MonotonicNanos();
   tensor.identity = session.identity();
   tensor.account = AccountOf(session, spec.shared);
   tensor.references.insert(session.id());
@@ -289,6 +292,25 @@ TensorRecord TensorRegistry::RecordOf(const Tensor& tensor) {
   record.references = static_cast<uint32_t>(tensor.references.size());
   record.worker = tensor.view.worker;
   return record;
+}
+
+std::vector<TensorSnapshot> TensorRegistry::Snapshot(size_t limit) const {
+  const uint64_t now_ns = MonotonicNanos();
+  std::vector<TensorSnapshot> tensors;
+  absl::ReaderMutexLock lock(&mutex_);
+  for (const auto& [tensor_id, tensor] : tensors_) {
+    if (tensors.size() == limit) break;
+    tensors.push_back({.id = tensor_id,
+                       .session = tensor.creator,
+                       .shared = tensor.shared,
+                       .dtype = tensor.view.dtype,
+                       .byte_size = tensor.view.byte_size,
+                       .references = static_cast<uint32_t>(tensor.references.size()),
+                       .pins = tensor.view.pin.use_count() - 1,  // One is the registry's own.
+                       .worker = tensor.view.worker,
+                       .age_ns = now_ns - std::min(now_ns, tensor.created_ns)});
+  }
+  return tensors;
 }
 
 TensorCounts TensorRegistry::Counts() const {

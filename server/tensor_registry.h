@@ -62,6 +62,19 @@ struct TensorRecord {
   int worker = kAnyWorker;
 };
 
+// What an operator may see of a tensor: not its name, which belongs to those who may use it.
+struct TensorSnapshot {
+  uint64_t id = 0;
+  uint64_t session = 0;  // Id of the one that made it; a shared tensor may outlive it.
+  bool shared = false;
+  DType dtype = DType::kNone;
+  uint64_t byte_size = 0;
+  uint32_t references = 0;  // Sessions that hold one.
+  int64_t pins = 0;         // Uses by jobs and transfers at this moment.
+  int worker = kAnyWorker;
+  uint64_t age_ns = 0;
+};
+
 struct TensorSpec {
   DType dtype = DType::kNone;
   std::vector<int64_t> shape;
@@ -109,6 +122,9 @@ class TensorRegistry : public std::enable_shared_from_this<TensorRegistry> {
   // Adds to what records show as bytes_written.
   static void AddBytesWritten(const TensorView& view, uint64_t byte_size);
 
+  // Of all sessions, by id; at most `limit`, the first ones.
+  std::vector<TensorSnapshot> Snapshot(size_t limit) const;
+
   TensorCounts Counts() const;
 
  private:
@@ -123,6 +139,7 @@ class TensorRegistry : public std::enable_shared_from_this<TensorRegistry> {
     UsageLedger::Account account;
     absl::flat_hash_set<uint64_t> references;  // Session ids.
     bool ready = false;                        // Allocated; before that only the name and the quota are taken.
+    uint64_t created_ns = 0;                   // CLOCK_MONOTONIC.
     bool abandoned = false;                    // Its session ended while it was being allocated.
   };
   using SharedName = std::pair<Identity, std::string>;

@@ -17,11 +17,17 @@
 namespace gemmd {
 namespace {
 
-// A job id is (generation, sequence, slot), so that a completion finds its slot at once and a late cancel finds
-// nothing.
+// A job id is (worker, generation, sequence, slot), so that a completion finds its slot at once and a late cancel finds
+// nothing. Of generations the lowest ten bits do: a cancel is not late by a thousand restarts.
 constexpr int kSlotBits = 12;
 constexpr int kSequenceBits = 36;
+constexpr int kGenerationBits = 64 - kWorkerBits - kSequenceBits - kSlotBits;
 constexpr uint32_t kMaxJobs = uint32_t{1} << kSlotBits;
+
+uint64_t IdPrefix(const WorkerLinkOptions& options) {
+  const uint64_t generation = options.generation & ((uint32_t{1} << kGenerationBits) - 1);
+  return static_cast<uint64_t>(options.worker) << (64 - kWorkerBits) | generation << (kSequenceBits + kSlotBits);
+}
 
 constexpr uint32_t SlotOf(uint64_t job_id) { return static_cast<uint32_t>(job_id) & (kMaxJobs - 1); }
 
@@ -62,6 +68,7 @@ WorkerLink::WorkerLink(UniqueFd socket, JobRing ring, WorkerLinkOptions options,
       socket_(std::move(socket)),
       ring_(std::move(ring)),
       completions_(ring_.completions(), ring_.completion_slots(), ring_.slots()),
+      submitted_ns_(options.max_jobs_in_flight),
       submissions_(ring_.submissions(), ring_.descriptor_slots(), ring_.slots()),
       jobs_(options.max_jobs_in_flight) {
   for (uint32_t index = options.max_jobs_in_flight; index > 0; --index) free_jobs_.push_back(index - 1);
@@ -93,11 +100,12 @@ WorkerLink::~WorkerLink() {
 
 absl::StatusOr<uint64_t> WorkerLink::Submit(const JobDescriptor& descriptor, double work, JobCallback callback) {
   JobDescriptor job = descriptor;
+  const uint64_t now_ns = MonotonicNanos();
   absl::MutexLock lock(&mutex_);
   if (dead()) return DeadError();
   if (free_jobs_.empty()) return absl::ResourceExhaustedError("too many requests in flight on this worker");
   const uint32_t index = free_jobs_.back();
-  job.job_id = (uint64_t{options_.generation} << (kSequenceBits + kSlotBits)) | (next_sequence_++ << kSlotBits) | index;
+  job.job_id = IdPrefix(options_) | (next_sequence_++ << kSlotBits) | index;
   jobs_[index] = {job.job_id, work, std::move(callback), job};
   // Counted before the worker can answer, so that nobody stops reading completions.
   jobs_in_flight_.fetch_add(1, std::memory_order_relaxed);
@@ -107,8 +115,18 @@ absl::StatusOr<uint64_t> WorkerLink::Submit(const JobDescriptor& descriptor, dou
     return absl::ResourceExhaustedError("the worker's job ring is full");
   }
   free_jobs_.pop_back();
+  submitted_ns_[index].store(now_ns, std::memory_order_relaxed);
   work_in_flight_.fetch_add(work, std::memory_order_relaxed);
   return job.job_id;
+}
+
+uint64_t WorkerLink::oldest_submission_ns() const {
+  uint64_t oldest_ns = 0;
+  for (const std::atomic<uint64_t>& submitted_ns : submitted_ns_) {
+    const uint64_t ns = submitted_ns.load(std::memory_order_relaxed);
+    if (ns != 0 && (oldest_ns == 0 || ns < oldest_ns)) oldest_ns = ns;
+  }
+  return oldest_ns;
 }
 
 void WorkerLink::Cancel(uint64_t job_id) {
@@ -169,7 +187,8 @@ void WorkerLink::ReadControl() {
 
 void WorkerLink::HandleReply(const ControlReply& reply, UniqueFd fd) {
   if (reply.request_id == 0) {
-    if (events_.on_hello) events_.on_hello({Text(reply.device), Text(reply.name), reply.memory_bytes, reply.cores});
+    if (!events_.on_hello) return;
+    events_.on_hello({Text(reply.device), Text(reply.name), reply.memory_bytes, reply.cores}, std::move(fd));
     return;
   }
   ControlCallback callback;
@@ -290,7 +309,7 @@ bool WorkerLink::DrainRing() {
     has_read = true;
   }
   if (read == RingRead::kBroken) {
-    if (!dead()) spdlog::error("worker broke its completion ring");
+    if (!dead()) broken_ring_.Log(spdlog::level::err, "worker broke its completion ring");
     shutdown(socket_.get(), SHUT_RDWR);
   }
   return has_read;
@@ -299,7 +318,7 @@ bool WorkerLink::DrainRing() {
 void WorkerLink::Complete(const JobCompletion& completion) {
   PendingJob job;
   if (!TakeJob(completion.job_id, job)) {
-    spdlog::error("worker completed a job that it was not given");
+    unknown_job_.Log(spdlog::level::err, "worker completed a job that it was not given");
     return;
   }
   if (completion.reason.rule == Rule::kNotStarted && events_.on_returned) {
@@ -321,6 +340,7 @@ bool WorkerLink::TakeJob(uint64_t job_id, PendingJob& job) {
 void WorkerLink::ReleaseSlot(uint32_t index, double work) {
   work_in_flight_.fetch_sub(work, std::memory_order_relaxed);
   jobs_in_flight_.fetch_sub(1, std::memory_order_relaxed);
+  submitted_ns_[index].store(0, std::memory_order_relaxed);
   free_jobs_.push_back(index);
 }
 

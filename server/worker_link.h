@@ -12,6 +12,7 @@
 #include "proto/control.h"
 #include "proto/job.h"
 #include "proto/job_ring.h"
+#include "proto/log.h"
 #include "proto/unique_fd.h"
 #include "server/worker_pool.h"
 
@@ -47,7 +48,8 @@ struct WorkerLinkOptions {
   // router.h's PredictWork), while jobs are in flight: the worker hangs. 0: never.
   uint64_t hang_timeout_ns = 0;
   double least_work_per_second = 2e9;  // One slow core.
-  // Tells the job ids of this process from those of its predecessors.
+  // Index of the worker, and what tells the job ids of this process from those of its latest predecessors.
+  int worker = 0;
   uint32_t generation = 0;
 };
 
@@ -64,9 +66,10 @@ class WorkerLink {
   using ControlCallback = std::function<void(absl::StatusOr<ControlResult>)>;
 
   struct Events {
-    std::function<void(const WorkerTraits&)> on_hello;  // The worker takes requests.
-    std::function<void()> on_death;                     // Once, before the first failed callback.
-    std::function<void()> on_hang;                      // The process should be killed; on_death follows.
+    // The worker takes requests. `counters`: what WorkerCounters::Open takes.
+    std::function<void(const WorkerTraits&, UniqueFd counters)> on_hello;
+    std::function<void()> on_death;  // Once, before the first failed callback.
+    std::function<void()> on_hang;   // The process should be killed; on_death follows.
     // The worker ends and gives back a job that it never began. Whoever takes it calls the callback some day; unset:
     // the callback gets UNAVAILABLE.
     std::function<void(const JobDescriptor&, JobCallback)> on_returned;
@@ -87,6 +90,9 @@ class WorkerLink {
   uint64_t jobs_in_flight() const { return jobs_in_flight_.load(std::memory_order_relaxed); }
   // Sum over jobs in flight of what their submitters predicted.
   double work_in_flight() const { return work_in_flight_.load(std::memory_order_relaxed); }
+
+  // When the oldest job in flight was submitted, CLOCK_MONOTONIC; 0: there is none. Takes no lock.
+  uint64_t oldest_submission_ns() const;
 
   // Puts a job on the ring under a fresh job_id (the descriptor's own is overwritten), which it returns. The callback
   // is called exactly once: with the completion, or with UNAVAILABLE if the worker dies. `work` is counted in
@@ -148,9 +154,14 @@ class WorkerLink {
   const JobRing ring_;
   CompletionReader completions_;  // Whoever reader_ names.
 
+  // A worker that breaks the protocol does it again and again until it is gone.
+  LogLimiter broken_ring_;
+  LogLimiter unknown_job_;
   std::atomic<bool> dead_{false};
   std::atomic<uint64_t> jobs_in_flight_{0};
   std::atomic<double> work_in_flight_{0};
+  // When the job of each slot was submitted; 0: free. Apart from the slots, for whoever looks without the lock.
+  std::vector<std::atomic<uint64_t>> submitted_ns_;
 
   absl::Mutex mutex_;
   SubmissionWriter submissions_ ABSL_GUARDED_BY(mutex_);

@@ -10,10 +10,13 @@
 #include "proto/control.h"
 #include "proto/job.h"
 #include "proto/unique_fd.h"
+#include "proto/worker_counters.h"
+#include "server/restart_policy.h"
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -36,18 +39,31 @@ struct WorkerSnapshot {
   WorkerTraits traits;
   WorkerState state = WorkerState::kStarting;
   uint32_t restarts = 0;
+  std::array<uint32_t, kRestartReasonCount> restarts_by_reason{};
   int pid = 0;
   uint64_t jobs_in_flight = 0;
+  uint64_t oldest_job_ns = 0;  // Age of the job that was given to it first and has no completion yet.
+  WorkerCounts counts;         // Of all its processes so far.
+  WorkerGauges gauges;         // Of the living one.
 };
 
 // Any worker may take the job, or only the one where its tensors live.
 inline constexpr int kAnyWorker = -1;
 
-// Names a job for Cancel. Ids are unique per worker while the daemon lives, across restarts.
+// Names a job for Cancel. Ids are unique while the daemon lives, across restarts of workers, and name their worker.
 struct SubmittedJob {
   int worker = kAnyWorker;
   uint64_t job_id = 0;
 };
+
+// The uppermost bits of a job id are the index of its worker.
+inline constexpr int kWorkerBits = 6;
+inline constexpr int kMaxWorkers = 1 << kWorkerBits;
+
+// The worker that a job was given to; kAnyWorker for 0, which is no job.
+constexpr int WorkerOf(uint64_t job_id) {
+  return job_id == 0 ? kAnyWorker : static_cast<int>(job_id >> (64 - kWorkerBits));
+}
 
 // Thread-safe. Callbacks run on link reader threads and must not block; each is called exactly once.
 class WorkerPool {
@@ -89,6 +105,9 @@ class WorkerPool {
 
   // Makes kernels ready on every ready worker.
   virtual void Prepare(const PrepareShape& shape, PrepareCallback done) = 0;
+
+  // Changes the verbosity of every worker, of those started later too. `level`: as ControlRequest::log_level.
+  virtual void SetLogLevel(uint8_t level) = 0;
 
   virtual std::vector<WorkerSnapshot> Snapshot() const = 0;
 };

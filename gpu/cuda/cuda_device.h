@@ -10,6 +10,7 @@
 #include "gpu/cuda/batch_launcher.h"
 #include "gpu/cuda/driver.h"
 #include "gpu/cuda/gemm_launcher.h"
+#include "gpu/cuda/nvtx_range.h"
 #include "gpu/device.h"
 
 #include "absl/base/thread_annotations.h"
@@ -78,18 +79,23 @@ class CudaDevice : public Device {
   CudaDevice(const CudaDeviceOptions& options, int device);
 
   absl::Status Start(const CudaDeviceOptions& options);
+  absl::Status ReadPeaks();
   Lane* TakeLane();
   void RunLane(Lane* lane);
   void NoteFailure(cudaError_t error) ABSL_LOCKS_EXCLUDED(mutex_);
+  void CountError(const absl::Status& status) const;
+  void CountError(cudaError_t error) const;
   void NoteLoss(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
 
   const int device_;
+  const WorkerCounters* const counters_;
   DeviceTraits traits_;
   Driver driver_;
   std::unique_ptr<GemmLauncher> launcher_;
   void* empty_ = nullptr;
   std::unique_ptr<BatchLauncher> batches_;
   std::optional<DeviceFault> next_fault_;  // The loop's.
+  const NvtxDomain nvtx_;
 
   mutable absl::Mutex mutex_;
   std::vector<std::unique_ptr<Lane>>

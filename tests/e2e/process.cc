@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sstream>
@@ -46,13 +47,14 @@ std::string Workers() {
 
 // After fork: system calls only. The child dies with the thread that started it, so that a test that crashes leaves
 // nothing behind which holds its output open.
-[[noreturn]] void ExecChild(char* const* arguments, int input, int output, int failure) {
+[[noreturn]] void ExecChild(char* const* arguments, int input, int output, int error, int failure) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   dup2(input, STDIN_FILENO);
   dup2(output, STDOUT_FILENO);
+  dup2(error, STDERR_FILENO);
   execv(arguments[0], arguments);
-  const int error = errno;
-  (void)!write(failure, &error, sizeof(error));
+  const int failed_with = errno;
+  (void)!write(failure, &failed_with, sizeof(failed_with));
   _exit(127);
 }
 
@@ -87,7 +89,8 @@ std::string BinaryDirectory() {
   return (here.parent_path().parent_path() / "bin").string();
 }
 
-absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(const std::vector<std::string>& arguments) {
+absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(const std::vector<std::string>& arguments,
+                                                                  const std::string& error_file) {
   int input[2];
   int output[2];
   if (pipe2(input, O_CLOEXEC) != 0) return absl::ErrnoToStatus(errno, "pipe");
@@ -96,6 +99,12 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(const std::vec
   if (pipe2(output, O_CLOEXEC) != 0) return absl::ErrnoToStatus(errno, "pipe");
   UniqueFd output_read(output[0]);
   UniqueFd output_write(output[1]);
+  UniqueFd error_write;
+  if (!error_file.empty()) {
+    error_write = UniqueFd(open(error_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
+    if (!error_write.valid()) return absl::ErrnoToStatus(errno, error_file);
+  }
+  const int error_fd = error_write.valid() ? error_write.get() : STDERR_FILENO;
 
   std::vector<char*> argv;
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
@@ -106,7 +115,7 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(const std::vec
   UniqueFd failure_write(failure[1]);
   const pid_t pid = fork();
   if (pid < 0) return absl::ErrnoToStatus(errno, "fork");
-  if (pid == 0) ExecChild(argv.data(), input_read.get(), output_write.get(), failure_write.get());
+  if (pid == 0) ExecChild(argv.data(), input_read.get(), output_write.get(), error_fd, failure_write.get());
   failure_write.Reset();
   int error = 0;
   if (read(failure_read.get(), &error, sizeof(error)) == sizeof(error)) {
@@ -202,7 +211,8 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& optio
   std::vector<std::string> arguments = {BinaryDirectory() + "/gemmd", "--listen=" + listen,
                                         "--metrics_listen=127.0.0.1:0", "--workers=" + Workers(), "--drain_delay=0s"};
   arguments.insert(arguments.end(), options.flags.begin(), options.flags.end());
-  absl::StatusOr<std::unique_ptr<ChildProcess>> process = ChildProcess::Start(arguments);
+  absl::StatusOr<std::unique_ptr<ChildProcess>> process =
+      ChildProcess::Start(arguments, options.keep_log ? daemon->directory_.path() + "/log" : "");
   if (!process.ok()) return process.status();
   daemon->process_ = *std::move(process);
   absl::StatusOr<std::string> line = daemon->process_->ReadLine(kStartTimeout);
@@ -217,7 +227,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& optio
   return daemon;
 }
 
-absl::StatusOr<std::string> Daemon::Metrics() const {
+absl::StatusOr<std::string> Daemon::Http(absl::string_view method, absl::string_view path) const {
   const std::pair<std::string, std::string> host_port = absl::StrSplit(metrics_address_, absl::MaxSplits(':', 1));
   int port = 0;
   if (!absl::SimpleAtoi(host_port.second, &port)) return absl::InternalError("no metrics address");
@@ -229,8 +239,8 @@ absl::StatusOr<std::string> Daemon::Metrics() const {
   if (connect(socket_fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
     return absl::ErrnoToStatus(errno, "connect to the metrics listener");
   }
-  constexpr absl::string_view kRequest = "GET /metrics HTTP/1.0\r\n\r\n";
-  if (send(socket_fd.get(), kRequest.data(), kRequest.size(), MSG_NOSIGNAL) < 0) {
+  const std::string request = absl::StrCat(method, " ", path, " HTTP/1.0\r\n\r\n");
+  if (send(socket_fd.get(), request.data(), request.size(), MSG_NOSIGNAL) < 0) {
     return absl::ErrnoToStatus(errno, "send");
   }
   std::string page;
@@ -238,6 +248,11 @@ absl::StatusOr<std::string> Daemon::Metrics() const {
   ssize_t size = 0;
   while ((size = read(socket_fd.get(), bytes, sizeof(bytes))) > 0) page.append(bytes, static_cast<size_t>(size));
   return page;
+}
+
+std::string Daemon::Log() const {
+  std::ifstream file(directory_.path() + "/log");
+  return std::string(std::istreambuf_iterator<char>(file), {});
 }
 
 absl::StatusOr<double> Daemon::Metric(const std::string& series) const {

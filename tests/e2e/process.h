@@ -39,8 +39,9 @@ std::string BinaryDirectory();
 // A child process whose standard output we read. Killed and reaped on destruction.
 class ChildProcess {
  public:
-  // Starts `arguments[0]`. Standard input is a pipe that we hold open; standard error is ours.
-  static absl::StatusOr<std::unique_ptr<ChildProcess>> Start(const std::vector<std::string>& arguments);
+  // Starts `arguments[0]`. Standard input is a pipe that we hold open; standard error is ours, or the file.
+  static absl::StatusOr<std::unique_ptr<ChildProcess>> Start(const std::vector<std::string>& arguments,
+                                                             const std::string& error_file = "");
   ~ChildProcess();
 
   pid_t pid() const { return pid_; }
@@ -83,6 +84,7 @@ absl::Status ReplaceFile(const std::string& path, absl::string_view content);
 struct DaemonOptions {
   std::vector<std::string> flags;  // Added after the defaults, so they win.
   bool tcp = false;                // Also listen on a free loopback port.
+  bool keep_log = false;           // Standard error goes to a file, for Log().
 };
 
 // A gemmd with its workers, in a temporary directory, ready for requests. The workers run on the CPU, or on what
@@ -100,8 +102,12 @@ class Daemon {
   const std::string& device() const { return device_; }                    // What its workers run on: "cpu".
   ChildProcess& process() { return *process_; }
 
-  // The page of the metrics listener, by HTTP.
-  absl::StatusOr<std::string> Metrics() const;
+  // What the metrics listener answers, head and body.
+  absl::StatusOr<std::string> Http(absl::string_view method, absl::string_view path) const;
+  // The page of metrics.
+  absl::StatusOr<std::string> Metrics() const { return Http("GET", "/metrics"); }
+  // What was logged so far, with keep_log.
+  std::string Log() const;
   // The value of one series as it stands in the page ("name{label=\"x\"}"), or an error if it is not there.
   absl::StatusOr<double> Metric(const std::string& series) const;
   // Open descriptors of the daemon.

@@ -68,6 +68,23 @@ TEST(BatcherTest, JobsOnTheSameWeightsGoTogether) {
   EXPECT_EQ(batcher.queued_predicted_ns(), 0u);
 }
 
+BatchClose CloseOf(BatchLimits limits, const JobSpec& spec, int jobs) {
+  Batcher batcher = MakeBatcher(limits);
+  for (int i = 0; i < jobs; ++i) batcher.Add(MakeJob(spec), kStart);
+  return batcher.Take(kStart)->close;
+}
+
+TEST(BatcherTest, ABatchSaysWhatKeptFurtherJobsOut) {
+  EXPECT_EQ(CloseOf({}, {.weights = 64}, 1), BatchClose::kDrained);
+  EXPECT_EQ(CloseOf({}, {.weights = 64}, 3), BatchClose::kDrained);
+  EXPECT_EQ(CloseOf({}, {.weights = 0}, 3), BatchClose::kUnmergeable);
+  EXPECT_EQ(CloseOf({.merging = false}, {.weights = 64}, 3), BatchClose::kUnmergeable);
+  EXPECT_EQ(CloseOf({.max_batch_jobs = 2}, {.weights = 64}, 2), BatchClose::kDrained);
+  EXPECT_EQ(CloseOf({.max_batch_jobs = 2}, {.weights = 64}, 3), BatchClose::kJobLimit);
+  EXPECT_EQ(CloseOf({.max_batch_rows = 40}, {.weights = 64, .rows = 20}, 2), BatchClose::kDrained);
+  EXPECT_EQ(CloseOf({.max_batch_rows = 40}, {.weights = 64, .rows = 20}, 3), BatchClose::kRowLimit);
+}
+
 TEST(BatcherTest, MergingCanBeTurnedOff) {
   Batcher batcher = MakeBatcher({.merging = false});
   batcher.Add(MakeJob({.id = 1, .weights = 64}), kStart);

@@ -3,12 +3,12 @@
 // the flags of gemmd-worker, so that gemmd can start it, and those that script the device.
 #include "gpu/worker.h"
 #include "gpu/worker_process.h"
+#include "proto/log.h"
 #include "tests/gpu/fake_device.h"
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
-#include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
 #include <cstdint>
@@ -23,6 +23,7 @@ ABSL_FLAG(uint32_t, spin_us, 0, "As gemmd-worker's.");
 ABSL_FLAG(uint32_t, queue_limit, 4096, "As gemmd-worker's.");
 ABSL_FLAG(std::string, kernel_cache_dir, "", "Taken and ignored.");
 ABSL_FLAG(std::string, log_level, "warning", "As gemmd-worker's.");
+ABSL_FLAG(std::string, log_format, "text", "As gemmd-worker's.");
 
 ABSL_FLAG(uint64_t, delay_us, 0, "Time of each batch.");
 ABSL_FLAG(uint64_t, fail_every, 0, "Each so-many-th job fails; 0: none.");
@@ -37,8 +38,8 @@ ABSL_FLAG(int, fill, -1, "Byte that outputs are filled with; -1: left alone.");
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage("gemmd-worker on a device that computes nothing, for tests.");
   absl::ParseCommandLine(argc, argv);
-  spdlog::set_default_logger(spdlog::stderr_logger_mt("gemmd-worker-fake"));
-  spdlog::set_level(spdlog::level::from_str(absl::GetFlag(FLAGS_log_level)));
+  gemmd::StartLog("gemmd-worker-fake", gemmd::ParseLogFormat(absl::GetFlag(FLAGS_log_format)).value(),
+                  gemmd::ParseLogLevel(absl::GetFlag(FLAGS_log_level)).value());
   if (!gemmd::DieWithParent().ok()) return 0;
   absl::StatusOr<gemmd::UniqueFd> socket = gemmd::TakeControlSocket(absl::GetFlag(FLAGS_control_fd));
   if (!socket.ok()) {
@@ -60,5 +61,10 @@ int main(int argc, char** argv) {
   options.spin_ns = uint64_t{absl::GetFlag(FLAGS_spin_us)} * 1000;
   options.limits.merging = absl::GetFlag(FLAGS_merging);
   options.limits.max_queued_jobs = absl::GetFlag(FLAGS_queue_limit);
-  return gemmd::RunWorkerProcess(device, *std::move(socket), options);
+  const absl::StatusOr<gemmd::WorkerCounters> counters = gemmd::WorkerCounters::Create();
+  if (!counters.ok()) {
+    spdlog::error("{}", counters.status().ToString());
+    return 2;
+  }
+  return gemmd::RunWorkerProcess(device, *counters, *std::move(socket), options);
 }

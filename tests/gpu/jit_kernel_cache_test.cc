@@ -54,6 +54,29 @@ TEST(KernelCacheTest, FindDoesNotWaitAndHasTheKernelMadeInTheBackground) {
   EXPECT_EQ(cache.counts().compiles, 1u);
 }
 
+TEST(KernelCacheTest, CompilesAndKernelsAreCounted) {
+  const WorkerCounters counters = *WorkerCounters::Create();
+  KernelCache cache(
+      [](const KernelKey& key) -> absl::StatusOr<CompiledKernel> {
+        if (key == Key(2)) return absl::InternalError("no such type");
+        return CompiledKernel{key.expression, "cubin"};
+      },
+      std::nullopt, {.counters = &counters});
+  EXPECT_TRUE(cache.Get(Key(1)).ok());
+  EXPECT_FALSE(cache.Get(Key(2)).ok());
+  EXPECT_TRUE(cache.Get(Key(1)).ok());
+  const WorkerCounts counts = counters.ReadCounts();
+  EXPECT_EQ(counts.compiles_ok, 1u);
+  EXPECT_EQ(counts.compiles_failed, 1u);
+  EXPECT_EQ(counts.kernel_loads, 0u);
+  uint64_t observed = 0;
+  for (const uint64_t bucket : counts.compile_duration.buckets) observed += bucket;
+  EXPECT_EQ(observed, 2u);
+  EXPECT_EQ(counters.ReadGauges().kernels, 1u);
+  EXPECT_EQ(counters.ReadGauges().kernel_bytes, 5u);
+  EXPECT_EQ(counters.ReadGauges().compiles_waiting, 0u);
+}
+
 TEST(KernelCacheTest, AWaitingRequestOvertakesTheBackgroundQueue) {
   absl::Notification may_finish;
   KernelCache cache(

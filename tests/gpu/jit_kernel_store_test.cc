@@ -100,7 +100,9 @@ TEST_F(KernelStoreTest, WhatWasNotUsedForLongestGoesFirst) {
   ASSERT_TRUE(store.Save(Key(2), {"symbol", std::string(1000, 'c')}).ok());
   age(2, 2);
   ASSERT_TRUE(store.Load(Key(1)).has_value());  // Used just now.
-  ASSERT_TRUE(store.Save(Key(3), {"symbol", std::string(1000, 'c')}).ok());
+  const absl::StatusOr<uint64_t> removed = store.Save(Key(3), {"symbol", std::string(1000, 'c')});
+  ASSERT_TRUE(removed.ok());
+  EXPECT_EQ(*removed, 1u);
   EXPECT_TRUE(store.Load(Key(1)).has_value());
   EXPECT_FALSE(store.Load(Key(2)).has_value());
   EXPECT_TRUE(store.Load(Key(3)).has_value());

@@ -40,6 +40,7 @@ class FakeWorkerPool : public WorkerPool {
   absl::StatusOr<SubmittedJob> Submit(const JobDescriptor& descriptor, int worker, JobCallback done) override;
   void Cancel(const SubmittedJob& job) override;
   void Prepare(const PrepareShape& shape, PrepareCallback done) override;
+  void SetLogLevel(uint8_t) override {}
   std::vector<WorkerSnapshot> Snapshot() const override;
 
   // Holds the thread back (jobs and callbacks queue up) until Resume.

@@ -54,5 +54,13 @@ TEST(RestartPolicyTest, AWorkerWithoutItsDeviceIsNotStartedAgain) {
   EXPECT_TRUE(policy.OnDeath(kSecond, kExitNoDevice).quarantine);
 }
 
+TEST(RestartReasonTest, TheExitStatusSaysWhy) {
+  EXPECT_EQ(RestartReasonOf(kExitDeviceFault), RestartReason::kDeviceFault);
+  EXPECT_EQ(RestartReasonOf(kExitProtocolError), RestartReason::kProtocolError);
+  EXPECT_EQ(RestartReasonOf(-9), RestartReason::kSignal);
+  EXPECT_EQ(RestartReasonOf(0), RestartReason::kExit);
+  EXPECT_EQ(RestartReasonOf(1), RestartReason::kExit);
+}
+
 }  // namespace
 }  // namespace gemmd

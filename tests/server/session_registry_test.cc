@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <string>
 #include <utility>
 
@@ -70,6 +71,18 @@ TEST(SessionRegistryTest, SessionsOfOneUserAreBounded) {
   EXPECT_TRUE(state.sessions.Open(kBob, "").ok());
   state.sessions.Close(first->id());
   EXPECT_TRUE(state.sessions.Open(kAlice, "").ok());
+}
+
+TEST(SessionRegistryTest, EndsAreCountedByWhy) {
+  FrontEndState state;
+  for (const SessionEnd end : {SessionEnd::kClient, SessionEnd::kCutOff, SessionEnd::kShutdown, SessionEnd::kClient}) {
+    state.sessions.Close((*state.sessions.Open(kAlice, ""))->id(), end);
+  }
+  EXPECT_TRUE(state.sessions.Open(kRemote, "").ok());
+  const SessionCounts counts = state.sessions.Counts();
+  EXPECT_EQ(counts.closed_total, (std::array<uint64_t, kSessionEndCount>{2, 1, 1}));
+  EXPECT_EQ(counts.opened_local_total, 4u);
+  EXPECT_EQ(counts.opened_remote_total, 1u);
 }
 
 TEST(SessionRegistryTest, SessionsInAllAreBounded) {

@@ -121,7 +121,7 @@ class WorkerLinkTest : public ::testing::Test {
     ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
     worker_ = std::make_unique<WorkerEnd>(UniqueFd(ends[1]));
     WorkerLink::Events events;
-    events.on_hello = [this](const WorkerTraits& traits) {
+    events.on_hello = [this](const WorkerTraits& traits, const UniqueFd&) {
       traits_ = traits;
       hello_.Notify();
     };
@@ -170,6 +170,36 @@ TEST_F(WorkerLinkTest, CompletionsFindTheirJobsInAnyOrder) {
   EXPECT_EQ(first.Wait().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(link_->jobs_in_flight(), 0u);
   EXPECT_EQ(link_->work_in_flight(), 0);
+}
+
+TEST_F(WorkerLinkTest, AJobIdNamesItsWorker) {
+  Start({.worker = kMaxWorkers - 1, .generation = 1027});
+  Outcome outcome;
+  const absl::StatusOr<uint64_t> id = Submit(1, outcome.ForJob());
+  ASSERT_TRUE(id.ok());
+  EXPECT_EQ(WorkerOf(*id), kMaxWorkers - 1);
+  EXPECT_EQ(WorkerOf(0), kAnyWorker);
+  worker_->Complete(worker_->ReadJob().job_id);
+  EXPECT_TRUE(outcome.Wait().ok());
+}
+
+TEST_F(WorkerLinkTest, TheOldestJobIsKnownUntilItIsDone) {
+  Start();
+  EXPECT_EQ(link_->oldest_submission_ns(), 0u);
+  const uint64_t before_ns = MonotonicNanos();
+  Outcome first;
+  Outcome second;
+  ASSERT_TRUE(Submit(1, first.ForJob()).ok());
+  const uint64_t between_ns = MonotonicNanos();
+  ASSERT_TRUE(Submit(1, second.ForJob()).ok());
+  EXPECT_GE(link_->oldest_submission_ns(), before_ns);
+  EXPECT_LE(link_->oldest_submission_ns(), between_ns);
+  worker_->Complete(worker_->ReadJob().job_id);
+  EXPECT_TRUE(first.Wait().ok());
+  EXPECT_GE(link_->oldest_submission_ns(), between_ns);
+  worker_->Complete(worker_->ReadJob().job_id);
+  EXPECT_TRUE(second.Wait().ok());
+  EXPECT_EQ(link_->oldest_submission_ns(), 0u);
 }
 
 TEST_F(WorkerLinkTest, ACompletionThatNobodyWaitsForIsIgnored) {
