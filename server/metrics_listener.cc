@@ -12,7 +12,7 @@
 #include <atomic>
 #include <exception>
 #include <netdb.h>
-#include <sys/resource.h>
+#include <sched.h>
 #include <sys/socket.h>
 #include <thread>
 #include <utility>
@@ -22,8 +22,6 @@ namespace {
 
 // One scrape at a time is usual; the second thread serves a person who looks.
 constexpr size_t kThreads = 2;
-// The least: they still get a core within some milliseconds when all are busy.
-constexpr int kNice = 19;
 // The library's thread that accepts connections looks every two seconds whether it is to stop, or when one comes. So
 // one comes, again and again, since nobody says when it has begun to stop.
 constexpr absl::Duration kKnockInterval = absl::Milliseconds(5);
@@ -45,13 +43,13 @@ void Knock(const std::string& address) {
 }
 
 // A page takes about a millisecond of a core, ten times as long as a small request, which must not wait for it: the
-// listener's threads give way to all others. They inherit that from the thread that makes them, which could not take it
-// back without privileges, so it is one of its own.
+// listener's threads run when nothing else wants the core. They inherit that from the thread that makes them.
 std::unique_ptr<prometheus::Exposer> MakeExposer(const std::string& address) {
   std::unique_ptr<prometheus::Exposer> exposer;
   std::exception_ptr failure;
   std::thread maker([&] {
-    setpriority(PRIO_PROCESS, 0, kNice);  // Of this thread alone, on Linux.
+    const sched_param none{};
+    sched_setscheduler(0, SCHED_IDLE, &none);  // Of this thread alone, on Linux.
     try {
       exposer = std::make_unique<prometheus::Exposer>(address, kThreads);
     } catch (...) {
