@@ -103,6 +103,8 @@ void Observe(DurationCounts& histogram, uint64_t nanos) { ObserveIn(histogram, k
 
 void Observe(SizeCounts& histogram, uint64_t size) { ObserveIn(histogram, kSizeBounds, size); }
 
+DurationCounts Read(DurationCounts& histogram) { return ReadWords(histogram); }
+
 absl::StatusOr<WorkerCounters> WorkerCounters::Create() {
   absl::StatusOr<UniqueFd> fd = CreateSealedMemory(sizeof(Block));
   if (!fd.ok()) return fd.status();

@@ -129,6 +129,8 @@ inline void SetGauge(uint64_t& word, uint64_t value) {
 void CountDouble(uint64_t& bits, double amount);
 void Observe(DurationCounts& histogram, uint64_t nanos);
 void Observe(SizeCounts& histogram, uint64_t size);
+// A copy, while others add.
+DurationCounts Read(DurationCounts& histogram);
 
 // One worker's memory. Move-only.
 class WorkerCounters {

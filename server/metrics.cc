@@ -5,15 +5,11 @@
 
 #include <ctime>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace gemmd {
 namespace {
-
-prometheus::Histogram::BucketBoundaries SecondsBuckets() {
-  prometheus::Histogram::BucketBoundaries seconds;
-  for (const uint64_t nanos : kDurationBoundsNanos) seconds.push_back(static_cast<double>(nanos) / kNanosPerSecond);
-  return seconds;
-}
 
 std::string Text(absl::string_view text) { return std::string(text); }
 
@@ -82,7 +78,38 @@ absl::string_view Name(absl::StatusCode code) {
   return kNames[Index(code, static_cast<int>(std::size(kNames)))];
 }
 
-Metrics::Metrics(absl::string_view version) {
+// The registry's families and the histograms.
+class Metrics::Page : public prometheus::Collectable {
+ public:
+  Page(std::shared_ptr<prometheus::Registry> registry, std::shared_ptr<Histograms> histograms)
+      : registry_(std::move(registry)), histograms_(std::move(histograms)) {}
+
+  std::vector<prometheus::MetricFamily> Collect() const override {
+    std::vector<prometheus::MetricFamily> families = registry_->Collect();
+    Family requests(prometheus::MetricType::Histogram, "gemmd_request_duration_seconds",
+                    "From receipt of a request to its answer.");
+    for (int op = 0; op < kOpCount; ++op) {
+      for (int transport = 0; transport < kTransportCount; ++transport) {
+        requests.Add(
+            {{"op", Text(Name(static_cast<Op>(op)))}, {"transport", Text(Name(static_cast<Transport>(transport)))}},
+            Read(histograms_->requests[op][transport]));
+      }
+    }
+    families.push_back(requests.Take());
+    Family stages(prometheus::MetricType::Histogram, "gemmd_stage_duration_seconds",
+                  "Where executed requests spent their time.");
+    static constexpr std::array<const char*, kStageCount> kNames = {"decode", "queue", "device", "reply"};
+    for (size_t i = 0; i < kNames.size(); ++i) stages.Add({{"stage", kNames[i]}}, Read(histograms_->stages[i]));
+    families.push_back(stages.Take());
+    return families;
+  }
+
+ private:
+  const std::shared_ptr<prometheus::Registry> registry_;
+  const std::shared_ptr<Histograms> histograms_;
+};
+
+Metrics::Metrics(absl::string_view version) : page_(std::make_shared<Page>(registry_, histograms_)) {
   MakeRequestFamilies();
   MakeExecutionFamilies();
   MakeProcessFamilies(version);
@@ -93,15 +120,10 @@ void Metrics::MakeRequestFamilies() {
                        .Name("gemmd_requests_total")
                        .Help("Answered requests; op none: no operation given.")
                        .Register(*registry_);
-  auto& durations = prometheus::BuildHistogram()
-                        .Name("gemmd_request_duration_seconds")
-                        .Help("From receipt of a request to its answer.")
-                        .Register(*registry_);
   for (int op = 0; op < kOpCount; ++op) {
     for (int transport = 0; transport < kTransportCount; ++transport) {
       const prometheus::Labels labels{{"op", Text(Name(static_cast<Op>(op)))},
                                       {"transport", Text(Name(static_cast<Transport>(transport)))}};
-      durations_[op][transport] = &durations.Add(labels, SecondsBuckets());
       for (int code = 0; code < kCodeCount; ++code) {
         prometheus::Labels with_code = labels;
         with_code["code"] = Text(Name(static_cast<absl::StatusCode>(code)));
@@ -112,12 +134,6 @@ void Metrics::MakeRequestFamilies() {
 }
 
 void Metrics::MakeExecutionFamilies() {
-  auto& stages = prometheus::BuildHistogram()
-                     .Name("gemmd_stage_duration_seconds")
-                     .Help("Where executed requests spent their time.")
-                     .Register(*registry_);
-  const std::array<const char*, kStageCount> names = {"decode", "queue", "device", "reply"};
-  for (size_t i = 0; i < names.size(); ++i) stages_[i] = &stages.Add({{"stage", names[i]}}, SecondsBuckets());
   auto& io_bytes = prometheus::BuildCounter()
                        .Name("gemmd_io_bytes_total")
                        .Help("Bytes of the operands (in) and results (out) of executed requests, by how each came.")
@@ -179,11 +195,13 @@ void Metrics::MakeProcessFamilies(absl::string_view version) {
       .Set(static_cast<double>(std::time(nullptr)));
 }
 
+std::shared_ptr<prometheus::Collectable> Metrics::registry() const { return page_; }
+
 void Metrics::CountRequest(const RequestRecord& record) {
   const size_t op = Index(record.op, kOpCount);
   const auto transport = static_cast<size_t>(record.transport);
   requests_[op][transport][Index(record.code, kCodeCount)]->Increment();
-  durations_[op][transport]->Observe(static_cast<double>(record.total_ns) / kNanosPerSecond);
+  Observe(histograms_->requests[op][transport], record.total_ns);
 }
 
 void Metrics::CountExecution(const StageRecord& stages, const IoBytes& io_bytes) {
@@ -195,7 +213,7 @@ void Metrics::CountExecution(const StageRecord& stages, const IoBytes& io_bytes)
   }
   const std::array<uint64_t, kStageCount> nanos = {stages.decode_ns, stages.queue_ns, stages.device_ns,
                                                    stages.reply_ns};
-  for (size_t i = 0; i < nanos.size(); ++i) stages_[i]->Observe(static_cast<double>(nanos[i]) / kNanosPerSecond);
+  for (size_t i = 0; i < nanos.size(); ++i) Observe(histograms_->stages[i], nanos[i]);
 }
 
 void Metrics::CountRejection(Rejection rejection) { rejections_[static_cast<size_t>(rejection)]->Increment(); }

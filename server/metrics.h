@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the front end counts about requests, as Prometheus metrics. Every series exists from the start (a rate over a
-// series that appears with its first event misses that event), and the request path touches cached pointers only.
+// series that appears with its first event misses that event), and the request path touches cached pointers and atomic
+// words only: no lock that a scrape may hold.
 // What is a state rather than an event is read at scrape time (server/state_collector.h).
 #ifndef GEMMD_SERVER_METRICS_H_
 #define GEMMD_SERVER_METRICS_H_
@@ -11,9 +12,9 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
+#include <prometheus/collectable.h>
 #include <prometheus/counter.h>
 #include <prometheus/gauge.h>
-#include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 
 #include <array>
@@ -69,21 +70,29 @@ class Metrics {
   void AddInFlight(int delta);
   void SetReady(bool ready);
 
-  const std::shared_ptr<prometheus::Registry>& registry() const { return registry_; }
+  // All of it, as Prometheus reads it.
+  std::shared_ptr<prometheus::Collectable> registry() const;
 
  private:
   static constexpr int kOpCount = 6;  // Op::kNone (malformed requests) to Op::kQuantize.
   static constexpr int kCodeCount = 17;
   static constexpr int kStageCount = 4;
 
+  // The library's histograms take a mutex for each observation, and keep it while they are read.
+  struct Histograms {
+    DurationCounts requests[kOpCount][kTransportCount];
+    DurationCounts stages[kStageCount];
+  };
+  class Page;
+
   void MakeRequestFamilies();
   void MakeExecutionFamilies();
   void MakeProcessFamilies(absl::string_view version);
 
   const std::shared_ptr<prometheus::Registry> registry_ = std::make_shared<prometheus::Registry>();
+  const std::shared_ptr<Histograms> histograms_ = std::make_shared<Histograms>();
+  std::shared_ptr<Page> page_;
   prometheus::Counter* requests_[kOpCount][kTransportCount][kCodeCount] = {};
-  prometheus::Histogram* durations_[kOpCount][kTransportCount] = {};
-  std::array<prometheus::Histogram*, kStageCount> stages_{};
   prometheus::Counter* io_bytes_[kTransportCount][kDirections] = {};
   std::array<prometheus::Counter*, kDeadlineMissCount> deadline_misses_{};
   std::array<prometheus::Counter*, kRejectionCount> rejections_{};

@@ -15,7 +15,7 @@
 #include <civetweb.h>
 #include <iterator>
 #include <netdb.h>
-#include <sys/resource.h>
+#include <sched.h>
 #include <sys/socket.h>
 #include <thread>
 #include <utility>
@@ -27,8 +27,6 @@ namespace {
 constexpr char kThreads[] = "2";
 // A client that neither sends its request nor reads its answer holds one of the threads no longer than this.
 constexpr char kTimeoutMillis[] = "5000";
-// The least: they still get a core within some milliseconds when all are busy.
-constexpr int kNice = 19;
 // The library's thread that accepts connections looks every two seconds whether it is to stop, or when one comes. So
 // one comes, again and again, since nobody says when it has begun to stop.
 constexpr absl::Duration kKnockInterval = absl::Milliseconds(5);
@@ -79,9 +77,10 @@ bool FromThisMachine(const mg_request_info& request) {
 }
 
 // A page takes about a millisecond of a core, ten times as long as a small request, which must not wait for it: the
-// listener's threads give way to all others.
+// listener's threads run when nothing else wants the core.
 void* GiveWay(const mg_context*, int) {
-  setpriority(PRIO_PROCESS, 0, kNice);  // Of this thread alone, on Linux.
+  const sched_param none{};
+  sched_setscheduler(0, SCHED_IDLE, &none);  // Of this thread alone, on Linux.
   return nullptr;
 }
 

@@ -16,6 +16,7 @@
 #include "absl/synchronization/notification.h"
 
 #include <array>
+#include <atomic>
 #include <bit>
 #include <iterator>
 #include <utility>
@@ -88,10 +89,8 @@ class ArenaBlocks {
     AddExtent(offset, block_size);
   }
 
-  uint64_t bytes_in_use() const {
-    absl::MutexLock lock(&mutex_);
-    return bytes_in_use_;
-  }
+  // Without the lock: a scrape must not hold up a request.
+  uint64_t bytes_in_use() const { return bytes_in_use_.load(std::memory_order_relaxed); }
 
  private:
   static absl::Status Full(uint64_t byte_size) {
@@ -148,7 +147,7 @@ class ArenaBlocks {
   std::array<std::vector<uint64_t>, kListCount> lists_ ABSL_GUARDED_BY(mutex_);
   absl::btree_map<uint64_t, uint64_t> by_offset_ ABSL_GUARDED_BY(mutex_);           // Offset to size.
   absl::btree_set<std::pair<uint64_t, uint64_t>> by_size_ ABSL_GUARDED_BY(mutex_);  // (size, offset).
-  uint64_t bytes_in_use_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::atomic<uint64_t> bytes_in_use_{0};                                           // Written under the lock.
 };
 
 ArenaLease::ArenaLease(ArenaLease&& other) noexcept { *this = std::move(other); }

@@ -31,8 +31,8 @@
 #include <cstdlib>
 #include <map>
 #include <memory>
+#include <sched.h>
 #include <string>
-#include <sys/resource.h>
 #include <thread>
 #include <vector>
 
@@ -178,7 +178,8 @@ class Scraper {
  private:
   void Run() {
     // Stands for a Prometheus on another machine: only what the daemon does for it may disturb.
-    setpriority(PRIO_PROCESS, 0, 19);
+    const sched_param none{};
+    sched_setscheduler(0, SCHED_IDLE, &none);
     absl::Time next = absl::Now();
     while (!stopping_) {
       const absl::Time start = absl::Now();
