@@ -31,11 +31,12 @@ std::optional<Batch> Batcher::Take(uint64_t now_ns) {
   DropExpired(now_ns);
   if (waiting_.empty()) return std::nullopt;
   const Sequence first = ChooseNext(now_ns);
-  const std::vector<Sequence> companions = Companions(first);
+  const Companions companions = CompanionsOf(first);
   Batch batch;
-  batch.jobs.reserve(companions.size() + 1);
+  batch.close = companions.close;
+  batch.jobs.reserve(companions.sequences.size() + 1);
   batch.jobs.push_back(Remove(first, Leaving::kToDevice));
-  for (const Sequence sequence : companions) batch.jobs.push_back(Remove(sequence, Leaving::kToDevice));
+  for (const Sequence sequence : companions.sequences) batch.jobs.push_back(Remove(sequence, Leaving::kToDevice));
   return batch;
 }
 
@@ -86,21 +87,28 @@ Batcher::Sequence Batcher::ChooseNext(uint64_t now_ns) const {
   return level->fair.Front();
 }
 
-// The jobs that go along, in order of arrival.
-std::vector<Batcher::Sequence> Batcher::Companions(Sequence first) const {
-  std::vector<Sequence> companions;
+// The jobs that go along.
+Batcher::Companions Batcher::CompanionsOf(Sequence first) const {
+  Companions companions;
   const Waiting& head = waiting_.at(first);
   if (!head.key) return companions;
   int64_t rows = RowsOf(head.job.gemm);
   for (const Sequence sequence : by_key_.at(*head.key)) {
-    if (companions.size() + 1 >= limits_.max_batch_jobs || rows >= limits_.max_batch_rows) break;
     if (sequence == first) continue;
+    if (companions.sequences.size() + 1 >= limits_.max_batch_jobs) {
+      companions.close = BatchClose::kJobLimit;
+      return companions;
+    }
     const int64_t more_rows = RowsOf(waiting_.at(sequence).job.gemm);
     // The first that does not fit ends the batch: looking further would cost time for jobs that go next anyway.
-    if (rows + more_rows > limits_.max_batch_rows) break;
+    if (rows >= limits_.max_batch_rows || rows + more_rows > limits_.max_batch_rows) {
+      companions.close = BatchClose::kRowLimit;
+      return companions;
+    }
     rows += more_rows;
-    companions.push_back(sequence);
+    companions.sequences.push_back(sequence);
   }
+  companions.close = BatchClose::kDrained;
   return companions;
 }
 

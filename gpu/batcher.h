@@ -84,12 +84,16 @@ class Batcher {
     std::set<std::pair<uint64_t, Sequence>> deadlines;
   };
   using JobName = std::pair<uint64_t, uint64_t>;  // Ring and job_id.
+  struct Companions {
+    std::vector<Sequence> sequences;  // In order of arrival.
+    BatchClose close = BatchClose::kUnmergeable;
+  };
   enum class Leaving : uint8_t { kToDevice, kDropped };
 
   Level& LevelOf(const Job& job) { return levels_[job.priority]; }
   void DropExpired(uint64_t now_ns);
   Sequence ChooseNext(uint64_t now_ns) const;
-  std::vector<Sequence> Companions(Sequence first) const;
+  Companions CompanionsOf(Sequence first) const;
   Job Remove(Sequence sequence, Leaving leaving);
 
   const BatchLimits limits_;

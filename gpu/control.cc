@@ -63,18 +63,20 @@ bool Control::Outbox::stopped() const {
 }
 
 absl::StatusOr<std::unique_ptr<Control>> Control::Create(UniqueFd socket, Device& device, RegionTable& regions,
-                                                         Worker& worker) {
+                                                         Worker& worker, const WorkerCounters& counters) {
   UniqueFd event(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!event.valid()) return absl::ErrnoToStatus(errno, "eventfd");
-  return std::unique_ptr<Control>(new Control(std::move(socket), std::move(event), device, regions, worker));
+  return std::unique_ptr<Control>(new Control(std::move(socket), std::move(event), device, regions, worker, counters));
 }
 
-Control::Control(UniqueFd socket, UniqueFd event, Device& device, RegionTable& regions, Worker& worker)
+Control::Control(UniqueFd socket, UniqueFd event, Device& device, RegionTable& regions, Worker& worker,
+                 const WorkerCounters& counters)
     : socket_(std::move(socket)),
       outbox_(std::make_shared<Outbox>(std::move(event))),
       device_(device),
       regions_(regions),
-      worker_(worker) {}
+      worker_(worker),
+      counters_(counters) {}
 
 absl::Status Control::SendHello() {
   const DeviceTraits& traits = device_.traits();
@@ -83,7 +85,7 @@ absl::Status Control::SendHello() {
   hello.cores = traits.cores;
   CopyText(traits.device, hello.device);
   CopyText(traits.name, hello.name);
-  return SendStruct(socket_.get(), hello);
+  return SendStruct(socket_.get(), hello, counters_.fd());
 }
 
 void Control::Stop() { outbox_->Stop(); }

@@ -10,6 +10,7 @@
 #include "proto/control.h"
 #include "proto/message_socket.h"
 #include "proto/unique_fd.h"
+#include "proto/worker_counters.h"
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -25,11 +26,12 @@ class Control {
  public:
   // Everything passed by reference must outlive this object. Errors: RESOURCE_EXHAUSTED (no descriptors).
   static absl::StatusOr<std::unique_ptr<Control>> Create(UniqueFd socket, Device& device, RegionTable& regions,
-                                                         Worker& worker);
+                                                         Worker& worker, const WorkerCounters& counters);
   Control(const Control&) = delete;
   Control& operator=(const Control&) = delete;
 
-  // Tells the front end that the device is there. Once, before Serve. Errors: UNAVAILABLE (the front end is gone).
+  // Tells the front end that the device is there, and gives it the counters. Once, before Serve. Errors: UNAVAILABLE
+  // (the front end is gone).
   absl::Status SendHello();
 
   // Serves requests. OK when the front end closed its end or Stop was called; INVALID_ARGUMENT if it broke the
@@ -60,7 +62,8 @@ class Control {
     bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
   };
 
-  Control(UniqueFd socket, UniqueFd event, Device& device, RegionTable& regions, Worker& worker);
+  Control(UniqueFd socket, UniqueFd event, Device& device, RegionTable& regions, Worker& worker,
+          const WorkerCounters& counters);
 
   absl::Status SendReplies();
   absl::Status ServeOne(ReceivedMessage message);
@@ -74,6 +77,7 @@ class Control {
   Device& device_;
   RegionTable& regions_;
   Worker& worker_;
+  const WorkerCounters& counters_;
 };
 
 }  // namespace gemmd

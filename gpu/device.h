@@ -7,10 +7,12 @@
 #include "gpu/job.h"
 #include "proto/control.h"
 #include "proto/unique_fd.h"
+#include "proto/worker_counters.h"
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -48,6 +50,8 @@ struct DeviceTraits {
   std::string name;    // For people.
   uint64_t memory_bytes = 0;
   uint32_t cores = 0;
+  std::array<uint64_t, kProductTypes> peak_flops{};  // Per second, by ProductType; 0: not known.
+  uint64_t peak_memory_bytes = 0;                    // Per second; 0: not known.
   int max_batches_in_flight = 1;  // Submit may be called again before the previous batch is done, up to this many.
 };
 

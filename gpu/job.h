@@ -5,6 +5,7 @@
 #define GEMMD_GPU_JOB_H_
 
 #include "proto/job.h"
+#include "proto/worker_counters.h"
 
 #include <array>
 #include <cstdint>
@@ -73,6 +74,7 @@ struct Job {
 // Jobs that go to the device together, all with one BatchKey (gpu/batcher.h).
 struct Batch {
   std::vector<Job> jobs;
+  BatchClose close = BatchClose::kUnmergeable;
 };
 
 }  // namespace gemmd

@@ -42,11 +42,13 @@ Worker::AttachedRing::AttachedRing(uint64_t ring_id, JobRing memory)
       submissions(ring.submissions(), ring.descriptor_slots(), ring.slots()),
       completions(ring) {}
 
-Worker::Worker(Device& device, const RegionTable& regions, WorkerOptions options)
+Worker::Worker(Device& device, const RegionTable& regions, const WorkerCounters& counters, WorkerOptions options)
     : device_(device),
       regions_(regions),
       spin_ns_(HasManyCores() ? options.spin_ns : 0),
       faults_(std::move(options.faults)),
+      gauges_(counters.gauges()),
+      meter_(counters.counts()),
       batcher_(options.limits, [&device](const Gemm& gemm) { return device.PredictNanos(gemm); }) {}
 
 absl::Status Worker::AttachRing(JobRing ring) {
@@ -72,6 +74,7 @@ int Worker::Run() {
     if (ring_is_broken_) return kExitProtocolError;
     ExpireJobs();
     SubmitBatches();
+    PublishQueue();
     if (!device_.Healthy().ok()) return EndAfterFault(ring);
     if (!has_read) Wait(ring);
   }
@@ -177,13 +180,21 @@ void Worker::SubmitBatches() {
     std::optional<Batch> batch = batcher_.Take(MonotonicNanos());
     if (!batch) return;  // All that waited has expired; the next turn answers it.
     batches_in_flight_.fetch_add(1, std::memory_order_seq_cst);
+    meter_.Start(MonotonicNanos());
     if (const std::optional<DeviceFault> fault = faults_.Take()) device_.InjectFault(*fault);
     // The device calls back on any thread, perhaps inside Submit; no lock is held here.
     device_.Submit(*std::move(batch), [this](const Batch& done, const BatchResult& result) { OnDone(done, result); });
   }
 }
 
+void Worker::PublishQueue() {
+  SetGauge(gauges_.queued_jobs, batcher_.queued_jobs());
+  SetGauge(gauges_.queued_ns, batcher_.queued_predicted_ns());
+}
+
 void Worker::OnDone(const Batch& batch, const BatchResult& result) {
+  // Before the completions, so that whoever has an answer finds it counted.
+  meter_.Finish(batch, result);
   for (size_t i = 0; i < batch.jobs.size(); ++i) {
     const Job& job = batch.jobs[i];
     JobCompletion completion = Refusal(job.job_id, result.reasons[i]);  // Rule::kNone is success.

@@ -4,6 +4,7 @@
 #ifndef GEMMD_GPU_WORKER_H_
 #define GEMMD_GPU_WORKER_H_
 
+#include "gpu/batch_meter.h"
 #include "gpu/batcher.h"
 #include "gpu/completion_sink.h"
 #include "gpu/device.h"
@@ -12,6 +13,7 @@
 #include "gpu/region_table.h"
 #include "proto/job.h"
 #include "proto/job_ring.h"
+#include "proto/worker_counters.h"
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -36,15 +38,15 @@ struct WorkerOptions {
   FaultInjection faults;  // For tests.
 };
 
-// One thread calls Run; AttachRing and Stop may be called from any. The device must outlive the worker, and must be
-// done with every batch (Device::Wait) before the worker is destroyed.
+// One thread calls Run; AttachRing and Stop may be called from any. The device and the counters must outlive the
+// worker, and the device must be done with every batch (Device::Wait) before the worker is destroyed.
 class Worker {
  public:
   // Descriptors taken from one ring before the device is looked at again: a full ring must not keep an idle device
   // waiting for hundreds of checks.
   static constexpr int kMaxReadsPerTurn = 64;
 
-  Worker(Device& device, const RegionTable& regions, WorkerOptions options);
+  Worker(Device& device, const RegionTable& regions, const WorkerCounters& counters, WorkerOptions options);
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
 
@@ -75,6 +77,7 @@ class Worker {
   void Cancel(const AttachedRing& ring, uint64_t job_id);
   void ExpireJobs();
   void SubmitBatches();
+  void PublishQueue();
   void OnDone(const Batch& batch, const BatchResult& result);
   void Finish(const Job& job, const JobCompletion& completion);
   void Wait(AttachedRing& ring);
@@ -85,6 +88,8 @@ class Worker {
   const RegionTable& regions_;
   const uint64_t spin_ns_;
   const FaultInjection faults_;
+  WorkerGauges& gauges_;  // The loop's.
+  BatchMeter meter_;
   Batcher batcher_;              // The loop's.
   uint64_t last_job_ns_ = 0;     // The loop's.
   uint64_t last_pause_ns_ = 0;   // The loop's: between the last two jobs.

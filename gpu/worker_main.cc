@@ -70,23 +70,24 @@ void ConfigureHelp() {
 }
 
 #ifdef GEMMD_WITH_CUDA
-absl::StatusOr<std::unique_ptr<Device>> OpenGpu(const std::string& uuid) {
+absl::StatusOr<std::unique_ptr<Device>> OpenGpu(const std::string& uuid, const WorkerCounters& counters) {
   CudaDeviceOptions options;
   options.gpu = uuid;
   options.kernels.cache_directory = absl::GetFlag(FLAGS_kernel_cache_dir);
+  options.kernels.counters = &counters;
   return CudaDevice::Open(options);
 }
 #else
 absl::Status NoCuda() {
   return absl::FailedPreconditionError("built without the CUDA device (no CUDA toolkit was found)");
 }
-absl::StatusOr<std::unique_ptr<Device>> OpenGpu(const std::string&) { return NoCuda(); }
+absl::StatusOr<std::unique_ptr<Device>> OpenGpu(const std::string&, const WorkerCounters&) { return NoCuda(); }
 absl::StatusOr<std::vector<GpuName>> ListHopperGpus() { return NoCuda(); }
 #endif
 
-absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const std::string& name) {
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const std::string& name, const WorkerCounters& counters) {
   if (name == "cpu") return CpuDevice::Open(CpuDeviceOptions{.threads = absl::GetFlag(FLAGS_threads)});
-  if (absl::StartsWith(name, "GPU-")) return OpenGpu(name);
+  if (absl::StartsWith(name, "GPU-")) return OpenGpu(name, counters);
   return absl::InvalidArgumentError(absl::StrCat("--device: expected cpu or GPU-UUID, got \"", name, "\""));
 }
 
@@ -115,7 +116,12 @@ int Main() {
     spdlog::error("{}", socket.status().ToString());
     return kExitUsage;
   }
-  absl::StatusOr<std::unique_ptr<Device>> device = OpenDevice(absl::GetFlag(FLAGS_device));
+  const absl::StatusOr<WorkerCounters> counters = WorkerCounters::Create();
+  if (!counters.ok()) {
+    spdlog::error("counters: {}", counters.status().ToString());
+    return kExitUsage;
+  }
+  absl::StatusOr<std::unique_ptr<Device>> device = OpenDevice(absl::GetFlag(FLAGS_device), *counters);
   if (!device.ok()) {
     spdlog::error("{}", device.status().ToString());
     return kExitNoDevice;
@@ -125,7 +131,7 @@ int Main() {
   options.limits.merging = absl::GetFlag(FLAGS_merging);
   options.limits.max_queued_jobs = absl::GetFlag(FLAGS_queue_limit);
   options.faults = FaultInjection(absl::GetFlag(FLAGS_fault_file));
-  const int status = RunWorkerProcess(**device, *std::move(socket), options);
+  const int status = RunWorkerProcess(**device, *counters, *std::move(socket), options);
   // Nothing of a broken device is worth an orderly end, which waits for compiles under way.
   if (status == kExitDeviceFault) _exit(status);
   return status;

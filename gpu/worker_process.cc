@@ -48,11 +48,14 @@ absl::StatusOr<UniqueFd> TakeControlSocket(int fd) {
   return UniqueFd(fd);
 }
 
-int RunWorkerProcess(Device& device, UniqueFd control_socket, const WorkerOptions& options) {
+int RunWorkerProcess(Device& device, const WorkerCounters& counters, UniqueFd control_socket,
+                     const WorkerOptions& options) {
+  for (size_t i = 0; i < kProductTypes; ++i) SetGauge(counters.gauges().peak_flops[i], device.traits().peak_flops[i]);
+  SetGauge(counters.gauges().peak_memory_bytes, device.traits().peak_memory_bytes);
   RegionTable regions;
-  Worker worker(device, regions, options);
+  Worker worker(device, regions, counters, options);
   absl::StatusOr<std::unique_ptr<Control>> control =
-      Control::Create(std::move(control_socket), device, regions, worker);
+      Control::Create(std::move(control_socket), device, regions, worker, counters);
   if (!control.ok()) {
     spdlog::error("control socket: {}", control.status().ToString());
     return kExitProtocolError;

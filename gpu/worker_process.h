@@ -7,6 +7,7 @@
 #include "gpu/device.h"
 #include "gpu/worker.h"
 #include "proto/unique_fd.h"
+#include "proto/worker_counters.h"
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -22,8 +23,10 @@ absl::Status DieWithParent();
 absl::StatusOr<UniqueFd> TakeControlSocket(int fd);
 
 // Serves the front end until it closes the socket or the device is beyond repair; returns the exit status
-// (proto/control.h). The loop runs on the calling thread, control requests on a second one.
-int RunWorkerProcess(Device& device, UniqueFd control_socket, const WorkerOptions& options);
+// (proto/control.h). What happens is counted in `counters`, which the front end gets with the hello. The loop runs on
+// the calling thread, control requests on a second one.
+int RunWorkerProcess(Device& device, const WorkerCounters& counters, UniqueFd control_socket,
+                     const WorkerOptions& options);
 
 }  // namespace gemmd
 

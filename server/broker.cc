@@ -188,7 +188,7 @@ class BrokerLoop {
       const int count = epoll_wait(epoll_.get(), events.data(), kEventsPerRound, -1);
       for (int i = 0; i < count; ++i) Handle(events[static_cast<size_t>(i)]);
     }
-    while (!connections_.empty()) Close(connections_.begin()->first);
+    while (!connections_.empty()) Close(connections_.begin()->first, SessionEnd::kShutdown);
   }
 
   void Stop() {
@@ -371,17 +371,17 @@ class BrokerLoop {
 
   // A client that lets replies pile up until the socket is full has broken the protocol.
   void Reply(uint64_t id, const BrokerReply& reply) {
-    if (!SendStruct(connections_.at(id).socket.get(), reply).ok()) Close(id);
+    if (!SendStruct(connections_.at(id).socket.get(), reply).ok()) Close(id, SessionEnd::kCutOff);
   }
 
-  void Close(uint64_t id) {
+  void Close(uint64_t id, SessionEnd end = SessionEnd::kClient) {
     const auto found = connections_.find(id);
     const Connection connection = std::move(found->second);
     connections_.erase(found);
     connection_count_.fetch_sub(1, std::memory_order_relaxed);
     const auto count = connections_of_.find(connection.identity.uid);
     if (--count->second == 0) connections_of_.erase(count);
-    if (connection.session != nullptr) sessions_.Close(connection.session->id());
+    if (connection.session != nullptr) sessions_.Close(connection.session->id(), end);
   }
 
   const BrokerOptions options_;

@@ -46,6 +46,7 @@ absl::Status Execution::Admit(Session& session, uint64_t deadline_ns) {
   if (!ticket.ok()) return Refuse(Rejection::kQuota, ticket.status());
   ticket_ = *std::move(ticket);
   if (deadline_ns != 0 && deadline_ns <= received_ns_) {
+    parts_.metrics.CountDeadlineMiss(DeadlineMiss::kArrival);
     return Refuse(Rejection::kDeadline, absl::DeadlineExceededError("the deadline passed before the request came"));
   }
   return absl::OkStatus();
@@ -90,6 +91,7 @@ absl::Status Execution::Complete(const absl::Status& status, const JobCompletion
                                  v1::RunResponse& response) {
   const uint64_t completed_ns = MonotonicNanos();
   absl::Status result = StatusOfJob(status, completion);
+  CountDeadlineMiss(result, completion, completed_ns);
   StageRecord stages{submitted_ns_ - received_ns_, completion.queue_ns, completion.device_ns, 0};
   if (result.ok()) {
     if (job_.d_bytes > 0) Assign(job_.d(), *response.mutable_d());
@@ -103,9 +105,19 @@ absl::Status Execution::Complete(const absl::Status& status, const JobCompletion
   times.set_device_ns(stages.device_ns);
   times.set_reply_ns(stages.reply_ns);
   if (result.ok()) {
-    parts_.metrics.CountExecution(op_, completion.flops, completion.batch_jobs, stages);
+    parts_.metrics.CountExecution(stages, IoBytesOf(job_));
   }
   return result;
+}
+
+// A deadline that passes while the job waits ends it in the worker, or through gRPC, which cancels the call.
+void Execution::CountDeadlineMiss(const absl::Status& result, const JobCompletion& completion, uint64_t now_ns) {
+  if (job_.descriptor.deadline_ns == 0 || now_ns < job_.descriptor.deadline_ns) return;
+  if (completion.batch_jobs > 0) {
+    parts_.metrics.CountDeadlineMiss(DeadlineMiss::kDevice);
+  } else if (absl::IsDeadlineExceeded(result) || absl::IsCancelled(result)) {
+    parts_.metrics.CountDeadlineMiss(DeadlineMiss::kQueue);
+  }
 }
 
 void Execution::Answer(const absl::Status& status) {

@@ -63,6 +63,7 @@ class Execution {
   absl::Status Admit(Session& session, uint64_t deadline_ns);
   absl::Status Submit(WorkerPool::JobCallback done);
   absl::Status Refuse(Rejection rejection, absl::Status status);
+  void CountDeadlineMiss(const absl::Status& result, const JobCompletion& completion, uint64_t now_ns);
 
   const GemmParts& parts_;
   const Submission submission_;

@@ -359,7 +359,7 @@ absl::Status Builder::AddSlice(const OperandSource& source) {
   if (!region.ok()) return WithField(source.field, region.status());
   operand(source.index).region = region->region_id;
   operand(source.index).offset = slice.offset();
-  job_.transport = Transport::kHost;
+  job_.transport = job_.transports[static_cast<size_t>(source.index)] = Transport::kHost;
   return absl::OkStatus();
 }
 
@@ -381,6 +381,7 @@ absl::Status Builder::AddTensor(const OperandSource& source) {
   }
   job_.worker = tensor->worker;
   if (job_.transport == Transport::kInline) job_.transport = Transport::kTensor;
+  job_.transports[static_cast<size_t>(source.index)] = Transport::kTensor;
   job_.pins.push_back(*std::move(tensor));
   return absl::OkStatus();
 }
@@ -430,6 +431,26 @@ absl::StatusOr<BuiltJob> JobBuilder::Build(const v1::RunRequest& request, const 
   if (absl::Status status = builder.Translate(request); !status.ok()) return status;
   if (absl::Status status = builder.Place(); !status.ok()) return status;
   return std::move(builder).Take();
+}
+
+IoBytes IoBytesOf(const BuiltJob& job) {
+  IoBytes bytes{};
+  for (size_t i = 0; i < kOperandCount; ++i) {
+    const OperandDescriptor& operand = job.descriptor.operands[i];
+    if (operand.region == 0) continue;
+    auto size = static_cast<uint64_t>(ByteSize(operand.dtype));
+    for (int dimension = 0; dimension < operand.rank; ++dimension) {
+      size *= static_cast<uint64_t>(operand.shape[dimension]);
+    }
+    const auto index = static_cast<OperandIndex>(i);
+    const bool is_result = index == OperandIndex::kD || index == OperandIndex::kSfd;
+    auto& directions = bytes[static_cast<size_t>(job.transports[i])];
+    if (is_result) directions[static_cast<size_t>(Direction::kOut)] += size;
+    if (!is_result || (job.descriptor.flags & kFlagAccumulate) != 0) {
+      directions[static_cast<size_t>(Direction::kIn)] += size;
+    }
+  }
+  return bytes;
 }
 
 Op OpOf(const v1::RunRequest& request) {

@@ -9,6 +9,7 @@
 
 #include "gemmd/v1/gemm.pb.h"
 #include "proto/job.h"
+#include "proto/worker_counters.h"
 #include "server/region_registry.h"
 #include "server/session.h"
 #include "server/staging_arena.h"
@@ -18,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -29,12 +31,16 @@ namespace gemmd {
 enum class Transport : uint8_t { kInline = 0, kHost = 1, kTensor = 2 };
 inline constexpr int kTransportCount = 3;
 
+// Bytes of operands, by Transport and Direction.
+using IoBytes = std::array<std::array<uint64_t, kDirections>, kTransportCount>;
+
 // A descriptor and everything that must stay alive until its job is done. Move-only.
 struct BuiltJob {
   JobDescriptor descriptor;
   int worker = kAnyWorker;
   Transport transport = Transport::kInline;
-  ArenaLease lease;  // All inline operands and outputs.
+  std::array<Transport, kOperandCount> transports{};  // How each operand came.
+  ArenaLease lease;                                   // All inline operands and outputs.
   std::vector<TensorView> pins;
   uint64_t d_offset = 0;  // Inline results, in bytes from the start of the lease.
   uint64_t d_bytes = 0;
@@ -67,6 +73,9 @@ class JobBuilder {
   const Memory memory_;
   const uint64_t max_inline_bytes_;
 };
+
+// What a job that the worker found legal reads and writes: its operands, whole, as the request names them.
+IoBytes IoBytesOf(const BuiltJob& job);
 
 // Op::kNone if the request has no operation.
 Op OpOf(const v1::RunRequest& request);

@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/metrics.h"
 
+#include "server/metric_family.h"
+
 #include <ctime>
 #include <string>
 
 namespace gemmd {
 namespace {
 
-constexpr double kNanosPerSecond = 1e9;
-
-// From 5 us, where a decode product on a GPU ends, to 10 s, where the patience of clients does.
 prometheus::Histogram::BucketBoundaries SecondsBuckets() {
-  return {5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1, 2, 5, 10};
+  prometheus::Histogram::BucketBoundaries seconds;
+  for (const uint64_t nanos : kDurationBoundsNanos) seconds.push_back(static_cast<double>(nanos) / kNanosPerSecond);
+  return seconds;
 }
-
-prometheus::Histogram::BucketBoundaries BatchBuckets() { return {1, 2, 4, 8, 16, 32, 64, 128, 256}; }
 
 std::string Text(absl::string_view text) { return std::string(text); }
 
@@ -58,6 +57,18 @@ absl::string_view Name(Rejection rejection) {
       return "deadline";
     case Rejection::kNoWorker:
       return "no_worker";
+  }
+  return "invalid";
+}
+
+absl::string_view Name(DeadlineMiss miss) {
+  switch (miss) {
+    case DeadlineMiss::kArrival:
+      return "arrival";
+    case DeadlineMiss::kQueue:
+      return "queue";
+    case DeadlineMiss::kDevice:
+      return "device";
   }
   return "invalid";
 }
@@ -107,24 +118,29 @@ void Metrics::MakeExecutionFamilies() {
                      .Register(*registry_);
   const std::array<const char*, kStageCount> names = {"decode", "queue", "device", "reply"};
   for (size_t i = 0; i < names.size(); ++i) stages_[i] = &stages.Add({{"stage", names[i]}}, SecondsBuckets());
-  auto& flops = prometheus::BuildCounter()
-                    .Name("gemmd_flops_total")
-                    .Help("2*M*N*K of executed requests, over the rows that were computed.")
-                    .Register(*registry_);
-  for (int op = 0; op < kOpCount; ++op) {
-    flops_[static_cast<size_t>(op)] = &flops.Add({{"op", Text(Name(static_cast<Op>(op)))}});
+  auto& io_bytes = prometheus::BuildCounter()
+                       .Name("gemmd_io_bytes_total")
+                       .Help("Bytes of the operands (in) and results (out) of executed requests, by how each came.")
+                       .Register(*registry_);
+  for (int transport = 0; transport < kTransportCount; ++transport) {
+    for (size_t direction = 0; direction < kDirections; ++direction) {
+      io_bytes_[transport][direction] = &io_bytes.Add({{"transport", Text(Name(static_cast<Transport>(transport)))},
+                                                       {"direction", Text(Name(static_cast<Direction>(direction)))}});
+    }
   }
-  batch_jobs_ = &prometheus::BuildHistogram()
-                     .Name("gemmd_batch_jobs")
-                     .Help("Requests in the launch that an executed request was part of.")
-                     .Register(*registry_)
-                     .Add({}, BatchBuckets());
   auto& rejections = prometheus::BuildCounter()
                          .Name("gemmd_rejected_total")
                          .Help("Requests refused before they reached a device, by reason.")
                          .Register(*registry_);
   for (int i = 0; i < kRejectionCount; ++i) {
     rejections_[static_cast<size_t>(i)] = &rejections.Add({{"reason", Text(Name(static_cast<Rejection>(i)))}});
+  }
+  auto& misses = prometheus::BuildCounter()
+                     .Name("gemmd_deadline_missed_total")
+                     .Help("Requests whose deadline passed, by where they were: arrival, queue, device.")
+                     .Register(*registry_);
+  for (int i = 0; i < kDeadlineMissCount; ++i) {
+    deadline_misses_[static_cast<size_t>(i)] = &misses.Add({{"where", Text(Name(static_cast<DeadlineMiss>(i)))}});
   }
 }
 
@@ -165,15 +181,21 @@ void Metrics::CountRequest(const RequestRecord& record) {
   durations_[op][transport]->Observe(static_cast<double>(record.total_ns) / kNanosPerSecond);
 }
 
-void Metrics::CountExecution(Op op, double flops, uint32_t batch_jobs, const StageRecord& stages) {
-  flops_[Index(op, kOpCount)]->Increment(flops);
-  batch_jobs_->Observe(batch_jobs);
+void Metrics::CountExecution(const StageRecord& stages, const IoBytes& io_bytes) {
+  for (size_t transport = 0; transport < io_bytes.size(); ++transport) {
+    for (size_t direction = 0; direction < kDirections; ++direction) {
+      const uint64_t bytes = io_bytes[transport][direction];
+      if (bytes > 0) io_bytes_[transport][direction]->Increment(static_cast<double>(bytes));
+    }
+  }
   const std::array<uint64_t, kStageCount> nanos = {stages.decode_ns, stages.queue_ns, stages.device_ns,
                                                    stages.reply_ns};
   for (size_t i = 0; i < nanos.size(); ++i) stages_[i]->Observe(static_cast<double>(nanos[i]) / kNanosPerSecond);
 }
 
 void Metrics::CountRejection(Rejection rejection) { rejections_[static_cast<size_t>(rejection)]->Increment(); }
+
+void Metrics::CountDeadlineMiss(DeadlineMiss miss) { deadline_misses_[static_cast<size_t>(miss)]->Increment(); }
 
 void Metrics::CountTokenRefusal() { token_refusals_->Increment(); }
 

@@ -6,6 +6,7 @@
 #define GEMMD_SERVER_METRICS_H_
 
 #include "proto/job.h"
+#include "proto/worker_counters.h"
 #include "server/job_builder.h"
 
 #include "absl/status/status.h"
@@ -25,6 +26,11 @@ namespace gemmd {
 enum class Rejection : uint8_t { kDraining = 0, kUnauthenticated, kQuota, kMemory, kQueue, kDeadline, kNoWorker };
 inline constexpr int kRejectionCount = 7;
 
+// Where a deadline passed: before the request came, while its job waited, or after the launch (the result is then
+// late, or nobody wants it any more).
+enum class DeadlineMiss : uint8_t { kArrival = 0, kQueue, kDevice };
+inline constexpr int kDeadlineMissCount = 3;
+
 // One answered request, in nanoseconds of CLOCK_MONOTONIC differences.
 struct RequestRecord {
   Op op = Op::kNone;
@@ -42,6 +48,7 @@ struct StageRecord {
 
 absl::string_view Name(Transport transport);
 absl::string_view Name(Rejection rejection);
+absl::string_view Name(DeadlineMiss miss);
 // "OK", "INVALID_ARGUMENT", ...
 absl::string_view Name(absl::StatusCode code);
 
@@ -52,8 +59,9 @@ class Metrics {
 
   void CountRequest(const RequestRecord& record);
   // Requests that a device ran.
-  void CountExecution(Op op, double flops, uint32_t batch_jobs, const StageRecord& stages);
+  void CountExecution(const StageRecord& stages, const IoBytes& io_bytes);
   void CountRejection(Rejection rejection);
+  void CountDeadlineMiss(DeadlineMiss miss);
   // A call of any service without an accepted bearer token.
   void CountTokenRefusal();
   void AddInFlight(int delta);
@@ -74,10 +82,10 @@ class Metrics {
   prometheus::Counter* requests_[kOpCount][kTransportCount][kCodeCount] = {};
   prometheus::Histogram* durations_[kOpCount][kTransportCount] = {};
   std::array<prometheus::Histogram*, kStageCount> stages_{};
-  std::array<prometheus::Counter*, kOpCount> flops_{};
+  prometheus::Counter* io_bytes_[kTransportCount][kDirections] = {};
+  std::array<prometheus::Counter*, kDeadlineMissCount> deadline_misses_{};
   std::array<prometheus::Counter*, kRejectionCount> rejections_{};
   prometheus::Counter* token_refusals_ = nullptr;
-  prometheus::Histogram* batch_jobs_ = nullptr;
   prometheus::Gauge* in_flight_ = nullptr;
   prometheus::Gauge* ready_ = nullptr;
 };

@@ -31,8 +31,9 @@ ProcessWorkerPool::ProcessWorkerPool(ProcessWorkerPoolOptions options, std::func
   for (size_t i = 0; i < slots_.size(); ++i) slots_[i].traits.device = options_.devices[i];
   supervisor_ = std::make_unique<Supervisor>(
       options_.supervisor,
-      Supervisor::Events{[this](int worker, pid_t pid, UniqueFd socket) { OnStarted(worker, pid, std::move(socket)); },
-                         [this](int worker, bool quarantined) { OnEnded(worker, quarantined); }});
+      Supervisor::Events{
+          [this](int worker, pid_t pid, UniqueFd socket) { OnStarted(worker, pid, std::move(socket)); },
+          [this](int worker, RestartReason reason, bool quarantined) { OnEnded(worker, reason, quarantined); }});
 }
 
 ProcessWorkerPool::~ProcessWorkerPool() {
@@ -110,17 +111,20 @@ void ProcessWorkerPool::OnStarted(int worker, pid_t pid, UniqueFd socket) {
     if (stopping_) return;
     Slot& slot = this->slot(worker);
     const uint32_t generation = ++slot.generation;
+    if (generation > 1) ++slot.restarts_by_reason[static_cast<size_t>(slot.ended_by)];
     WorkerLinkOptions options = options_.link;
     options.generation = generation;
     if (slot.traits.device != kCpu) options.least_work_per_second = kLeastGpuWorkPerSecond;
-    absl::StatusOr<std::unique_ptr<WorkerLink>> created = WorkerLink::Create(
-        std::move(socket), options,
-        {[this, worker, generation](const WorkerTraits& traits) { OnHello(worker, generation, traits); },
-         [this, worker, generation] { OnDeath(worker, generation); },
-         [this, worker, generation] { OnHang(worker, generation); },
-         [this, worker, generation](const JobDescriptor& descriptor, JobCallback callback) {
-           OnReturned(worker, generation, descriptor, std::move(callback));
-         }});
+    absl::StatusOr<std::unique_ptr<WorkerLink>> created =
+        WorkerLink::Create(std::move(socket), options,
+                           {[this, worker, generation](const WorkerTraits& traits, const UniqueFd& counters) {
+                              OnHello(worker, generation, traits, counters);
+                            },
+                            [this, worker, generation] { OnDeath(worker, generation); },
+                            [this, worker, generation] { OnHang(worker, generation); },
+                            [this, worker, generation](const JobDescriptor& descriptor, JobCallback callback) {
+                              OnReturned(worker, generation, descriptor, std::move(callback));
+                            }});
     slot.pid = pid;
     slot.state = WorkerState::kStarting;
     if (!created.ok()) {
@@ -145,13 +149,16 @@ void ProcessWorkerPool::OnStarted(int worker, pid_t pid, UniqueFd socket) {
   on_change_();
 }
 
-void ProcessWorkerPool::OnEnded(int worker, bool quarantined) {
+void ProcessWorkerPool::OnEnded(int worker, RestartReason reason, bool quarantined) {
   std::unique_ptr<WorkerLink> link;
   {
     absl::MutexLock lock(&mutex_);
     Slot& slot = this->slot(worker);
     link = std::move(slot.link);
     slot.state = quarantined ? WorkerState::kQuarantined : WorkerState::kDead;
+    slot.ended_by = reason;
+    if (slot.counters) AddTo(slot.past_counts, slot.counters->ReadCounts());
+    slot.counters.reset();
     slot.pid = 0;
     slot.greeted = false;
     slot.warm = false;
@@ -163,11 +170,18 @@ void ProcessWorkerPool::OnEnded(int worker, bool quarantined) {
   on_change_();
 }
 
-void ProcessWorkerPool::OnHello(int worker, uint32_t generation, const WorkerTraits& traits) {
+void ProcessWorkerPool::OnHello(int worker, uint32_t generation, const WorkerTraits& traits, const UniqueFd& fd) {
+  absl::StatusOr<WorkerCounters> counters = WorkerCounters::Open(fd);
   {
     absl::MutexLock lock(&mutex_);
     if (!IsCurrent(worker, generation)) return;
     Slot& slot = this->slot(worker);
+    if (!counters.ok()) {
+      spdlog::error("worker {}: no counters: {}", worker, counters.status().ToString());
+      supervisor_->ReportLost(worker);
+      return;
+    }
+    slot.counters = *std::move(counters);
     slot.traits = traits;
     slot.greeted = true;
   }
@@ -385,7 +399,13 @@ std::vector<WorkerSnapshot> ProcessWorkerPool::Snapshot() const {
     snapshot.traits = slot.traits;
     snapshot.state = slot.state;
     snapshot.restarts = slot.generation > 0 ? slot.generation - 1 : 0;
+    snapshot.restarts_by_reason = slot.restarts_by_reason;
     snapshot.pid = slot.pid;
+    snapshot.counts = slot.past_counts;
+    if (slot.counters) {
+      AddTo(snapshot.counts, slot.counters->ReadCounts());
+      snapshot.gauges = slot.counters->ReadGauges();
+    }
     snapshot.jobs_in_flight = slot.link == nullptr ? 0 : slot.link->jobs_in_flight();
     snapshots.push_back(std::move(snapshot));
   }

@@ -19,10 +19,12 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -76,7 +78,11 @@ class ProcessWorkerPool : public WorkerPool {
   struct Slot {
     WorkerTraits traits;
     WorkerState state = WorkerState::kStarting;
-    uint32_t generation = 0;  // Processes started so far.
+    uint32_t generation = 0;                        // Processes started so far.
+    RestartReason ended_by = RestartReason::kExit;  // Of the latest that ended.
+    std::array<uint32_t, kRestartReasonCount> restarts_by_reason{};
+    std::optional<WorkerCounters> counters;  // Of the living process.
+    WorkerCounts past_counts;                // Of those before it.
     pid_t pid = 0;
     bool greeted = false;
     std::unique_ptr<WorkerLink> link;
@@ -96,8 +102,8 @@ class ProcessWorkerPool : public WorkerPool {
   Slot& slot(int worker) ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return slots_[static_cast<size_t>(worker)]; }
   bool IsCurrent(int worker, uint32_t generation) ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   void OnStarted(int worker, pid_t pid, UniqueFd socket);
-  void OnEnded(int worker, bool quarantined);
-  void OnHello(int worker, uint32_t generation, const WorkerTraits& traits);
+  void OnEnded(int worker, RestartReason reason, bool quarantined);
+  void OnHello(int worker, uint32_t generation, const WorkerTraits& traits, const UniqueFd& counters);
   void OnDeath(int worker, uint32_t generation);
   void OnHang(int worker, uint32_t generation);
   void OnReturned(int worker, uint32_t generation, const JobDescriptor& descriptor, JobCallback callback);

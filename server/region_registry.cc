@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/region_registry.h"
 
+#include "proto/job_ring.h"
 #include "proto/shared_memory.h"
 
 #include "absl/strings/str_cat.h"
@@ -143,10 +144,11 @@ void RegionRegistry::Map(const std::shared_ptr<Session>& session, Request reques
   }
   const Access access = request.extent.writable ? Access::kReadWrite : Access::kReadOnly;
   pool_.MapRegion(*region_id, request.kind, access, request.extent.byte_size, std::move(request.fd),
-                  [weak = weak_from_this(), id = *region_id, done = std::move(done)](const absl::Status& mapped) {
+                  [weak = weak_from_this(), id = *region_id, sent_ns = MonotonicNanos(),
+                   done = std::move(done)](const absl::Status& mapped) {
                     const auto self = weak.lock();
                     const absl::Status status =
-                        self == nullptr ? absl::UnavailableError("shutting down") : self->OnMapped(id, mapped);
+                        self == nullptr ? absl::UnavailableError("shutting down") : self->OnMapped(id, mapped, sent_ns);
                     if (!status.ok()) {
                       done(status);
                       return;
@@ -155,13 +157,16 @@ void RegionRegistry::Map(const std::shared_ptr<Session>& session, Request reques
                   });
 }
 
-absl::Status RegionRegistry::OnMapped(uint64_t region_id, const absl::Status& status) {
+absl::Status RegionRegistry::OnMapped(uint64_t region_id, const absl::Status& status, uint64_t sent_ns) {
+  const uint64_t import_ns = MonotonicNanos() - sent_ns;
   bool abandoned = false;
   RegionKind kind{};
   {
     absl::MutexLock lock(&mutex_);
     Region& region = regions_.at(region_id);
     kind = region.view.kind;
+    if (status.ok())
+      Observe(kind == RegionKind::kHost ? counts_.host_imports : counts_.shared_memory_imports, import_ns);
     // The session may have ended meanwhile.
     abandoned = region.state == State::kClosing;
     if (status.ok() && !abandoned) region.state = State::kReady;

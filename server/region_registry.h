@@ -9,6 +9,7 @@
 
 #include "proto/control.h"
 #include "proto/unique_fd.h"
+#include "proto/worker_counters.h"
 #include "server/quotas.h"
 #include "server/session.h"
 #include "server/usage_ledger.h"
@@ -50,6 +51,8 @@ struct RegionCounts {
   uint64_t host_bytes = 0;
   uint64_t shared_memory = 0;
   uint64_t shared_memory_bytes = 0;
+  DurationCounts host_imports;
+  DurationCounts shared_memory_imports;
   uint64_t reaped_total = 0;  // Closed because their session ended.
   // Attempts by resulting status code.
   std::array<uint64_t, kStatusCodeCount> host_registrations_total{};
@@ -110,7 +113,7 @@ class RegionRegistry : public std::enable_shared_from_this<RegionRegistry> {
 
   absl::StatusOr<uint64_t> Reserve(const Session& session, const Request& request);
   void Map(const std::shared_ptr<Session>& session, Request request, RegisterCallback done);
-  absl::Status OnMapped(uint64_t region_id, const absl::Status& status);
+  absl::Status OnMapped(uint64_t region_id, const absl::Status& status, uint64_t sent_ns);
   void Unmap(uint64_t region_id, CloseCallback done);
   void Forget(uint64_t region_id);
   void CountRegistration(RegionKind kind, const absl::Status& status);

@@ -7,6 +7,30 @@
 
 namespace gemmd {
 
+absl::string_view Name(RestartReason reason) {
+  switch (reason) {
+    case RestartReason::kDeviceFault:
+      return "device_fault";
+    case RestartReason::kProtocolError:
+      return "protocol_error";
+    case RestartReason::kHang:
+      return "hang";
+    case RestartReason::kStartTimeout:
+      return "start_timeout";
+    case RestartReason::kSignal:
+      return "signal";
+    case RestartReason::kExit:
+      return "exit";
+  }
+  return "invalid";
+}
+
+RestartReason RestartReasonOf(int exit_status) {
+  if (exit_status == kExitDeviceFault) return RestartReason::kDeviceFault;
+  if (exit_status == kExitProtocolError) return RestartReason::kProtocolError;
+  return exit_status < 0 ? RestartReason::kSignal : RestartReason::kExit;
+}
+
 RestartDecision RestartPolicy::OnDeath(uint64_t now_ns, int exit_status) {
   if (exit_status == kExitNoDevice) return {.quarantine = true};
   while (!deaths_.empty() && now_ns - deaths_.front() >= limits_.window_ns) deaths_.pop_front();

@@ -4,10 +4,29 @@
 #ifndef GEMMD_SERVER_RESTART_POLICY_H_
 #define GEMMD_SERVER_RESTART_POLICY_H_
 
+#include "absl/strings/string_view.h"
+
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 
 namespace gemmd {
+
+// How the predecessor of a worker process ended.
+enum class RestartReason : uint8_t {
+  kDeviceFault = 0,    // It said that its device is beyond repair.
+  kProtocolError = 1,  // It said that the front end broke the protocol.
+  kHang = 2,           // Killed: it finished no job, or closed its socket and went on.
+  kStartTimeout = 3,   // Killed: it was not ready in time.
+  kSignal = 4,         // A signal ended it that was not ours.
+  kExit = 5,           // Any other exit, or it could not be started.
+};
+inline constexpr size_t kRestartReasonCount = 6;
+
+absl::string_view Name(RestartReason reason);
+
+// Of a process that was not killed by us; `exit_status` as in OnDeath.
+RestartReason RestartReasonOf(int exit_status);
 
 struct RestartLimits {
   int max_deaths = 5;  // Within the window: more is a crash loop, not an accident.

@@ -57,6 +57,18 @@ bool IsHexSecret(absl::string_view text) {
 
 }  // namespace
 
+absl::string_view Name(SessionEnd end) {
+  switch (end) {
+    case SessionEnd::kClient:
+      return "client";
+    case SessionEnd::kCutOff:
+      return "cut_off";
+    case SessionEnd::kShutdown:
+      return "shutdown";
+  }
+  return "invalid";
+}
+
 SessionRegistry::SessionRegistry(const Quotas& quotas, std::shared_ptr<RegionRegistry> regions,
                                  std::shared_ptr<TensorRegistry> tensors)
     : quotas_(quotas),
@@ -83,7 +95,7 @@ absl::StatusOr<std::shared_ptr<Session>> SessionRegistry::Open(const Identity& i
   }
   ++open;
   ++(identity.remote ? counts_.open_remote : counts_.open_local);
-  ++counts_.opened_total;
+  ++(identity.remote ? counts_.opened_remote_total : counts_.opened_local_total);
   auto session = std::make_shared<Session>(Session::Parameters{.id = next_id_++,
                                                                .identity = identity,
                                                                .client_name = std::string(client_name),
@@ -115,7 +127,7 @@ absl::StatusOr<std::shared_ptr<Session>> SessionRegistry::Authenticate(uint64_t 
   return absl::UnauthenticatedError("session: unknown id or wrong secret");
 }
 
-void SessionRegistry::Close(uint64_t id) {
+void SessionRegistry::Close(uint64_t id, SessionEnd end) {
   std::shared_ptr<Session> session;
   {
     absl::MutexLock lock(&mutex_);
@@ -126,6 +138,7 @@ void SessionRegistry::Close(uint64_t id) {
     const auto open = sessions_of_.find(session->identity());
     if (--open->second == 0) sessions_of_.erase(open);
     --(session->identity().remote ? counts_.open_remote : counts_.open_local);
+    ++counts_.closed_total[static_cast<size_t>(end)];
   }
   // First closed, then emptied: a registration that is under way either sees the mark or is found by CloseAllOf.
   session->MarkClosed();

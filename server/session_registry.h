@@ -15,16 +15,30 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 
+#include <array>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 
 namespace gemmd {
 
+// Why a session ended.
+enum class SessionEnd : uint8_t {
+  kClient = 0,  // Its client closed the connection or stream, or died.
+  kCutOff = 1,  // Its client did not read its replies.
+  kShutdown = 2,
+};
+inline constexpr size_t kSessionEndCount = 3;
+
+absl::string_view Name(SessionEnd end);
+
 struct SessionCounts {
   uint64_t open_local = 0;   // From the broker.
   uint64_t open_remote = 0;  // Over gRPC.
-  uint64_t opened_total = 0;
+  uint64_t opened_local_total = 0;
+  uint64_t opened_remote_total = 0;
+  std::array<uint64_t, kSessionEndCount> closed_total{};
   uint64_t refused_total = 0;          // At a quota.
   uint64_t unauthenticated_total = 0;  // Wrong credentials.
 };
@@ -44,7 +58,7 @@ class SessionRegistry {
   absl::StatusOr<std::shared_ptr<Session>> Authenticate(uint64_t id, absl::string_view secret_hex) const;
 
   // Ends a session and frees what it owns; memory that jobs use goes when they are done. Unknown ids are ignored.
-  void Close(uint64_t id);
+  void Close(uint64_t id, SessionEnd end = SessionEnd::kClient);
 
   // The session of calls without credentials. Inline operands only.
   const std::shared_ptr<Session>& anonymous() const { return anonymous_; }

@@ -62,7 +62,9 @@ class SessionService::OpenReactor : public grpc::ServerWriteReactor<v1::SessionE
   void OnCancel() override { End(absl::CancelledError("the stream was cancelled")); }
   void OnDone() override {
     service_.Remove(this);
-    if (session_ != nullptr) service_.sessions_.Close(session_->id());
+    if (session_ != nullptr) {
+      service_.sessions_.Close(session_->id(), service_.ended() ? SessionEnd::kShutdown : SessionEnd::kClient);
+    }
     delete this;
   }
 

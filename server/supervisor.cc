@@ -184,11 +184,15 @@ void Supervisor::HandleReports(uint64_t now_ns) {
   for (int index : ready) workers_[static_cast<size_t>(index)].kill_at_ns = 0;
   for (int index : hung) {
     Worker& worker = workers_[static_cast<size_t>(index)];
-    if (worker.pid != 0) worker.kill_at_ns = now_ns;
+    if (worker.pid == 0) continue;
+    worker.kill_at_ns = now_ns;
+    worker.kill_reason = RestartReason::kHang;
   }
   for (int index : lost) {
     Worker& worker = workers_[static_cast<size_t>(index)];
-    if (worker.pid != 0) worker.kill_at_ns = now_ns + options_.exit_grace_ns;
+    if (worker.pid == 0 || worker.killed) continue;
+    worker.kill_at_ns = now_ns + options_.exit_grace_ns;
+    worker.kill_reason = RestartReason::kHang;
   }
 }
 
@@ -200,6 +204,7 @@ void Supervisor::HandleTimers(uint64_t now_ns) {
       spdlog::error("worker {}: pid {} did not answer in time, killed", i, worker.pid);
       kill(worker.pid, SIGKILL);
       worker.kill_at_ns = 0;
+      worker.killed = true;
     }
   }
 }
@@ -245,12 +250,15 @@ void Supervisor::StartWorker(int index, uint64_t now_ns) {
   absl::StatusOr<StartedProcess> started = Spawn(options_.worker_binary, options_.workers[static_cast<size_t>(index)]);
   if (!started.ok()) {
     spdlog::error("worker {}: cannot be started: {}", index, started.status().ToString());
+    worker.killed = false;
     HandleEnd(index, kCouldNotStart, now_ns);
     return;
   }
   worker.pid = started->pid;
   worker.pidfd = std::move(started->pidfd);
   worker.kill_at_ns = now_ns + options_.start_timeout_ns;
+  worker.kill_reason = RestartReason::kStartTimeout;
+  worker.killed = false;
   {
     // Reports so far were about its predecessor.
     absl::MutexLock lock(&mutex_);
@@ -270,7 +278,7 @@ void Supervisor::HandleEnd(int index, int exit_status, uint64_t now_ns) {
   } else {
     worker.start_at_ns = decision.restart_at_ns;
   }
-  events_.on_ended(index, decision.quarantine);
+  events_.on_ended(index, worker.killed ? worker.kill_reason : RestartReasonOf(exit_status), decision.quarantine);
 }
 
 void Supervisor::StopAll() {

@@ -38,7 +38,7 @@ class Supervisor {
     // A process runs; `socket` is the front end's end of its control socket.
     std::function<void(int worker, pid_t pid, UniqueFd socket)> on_started;
     // It ended, or could not be started. `quarantined`: it will not be started again.
-    std::function<void(int worker, bool quarantined)> on_ended;
+    std::function<void(int worker, RestartReason reason, bool quarantined)> on_ended;
   };
 
   Supervisor(SupervisorOptions options, Events events);
@@ -70,6 +70,8 @@ class Supervisor {
     RestartPolicy policy;
     uint64_t start_at_ns = 0;  // 0: not waiting to be started.
     uint64_t kill_at_ns = 0;   // 0: not to be killed.
+    RestartReason kill_reason = RestartReason::kStartTimeout;
+    bool killed = false;  // By us, for kill_reason.
   };
 
   void Run();

@@ -64,9 +64,10 @@ class WorkerLink {
   using ControlCallback = std::function<void(absl::StatusOr<ControlResult>)>;
 
   struct Events {
-    std::function<void(const WorkerTraits&)> on_hello;  // The worker takes requests.
-    std::function<void()> on_death;                     // Once, before the first failed callback.
-    std::function<void()> on_hang;                      // The process should be killed; on_death follows.
+    // The worker takes requests. `counters`: what WorkerCounters::Open takes.
+    std::function<void(const WorkerTraits&, UniqueFd counters)> on_hello;
+    std::function<void()> on_death;  // Once, before the first failed callback.
+    std::function<void()> on_hang;   // The process should be killed; on_death follows.
     // The worker ends and gives back a job that it never began. Whoever takes it calls the callback some day; unset:
     // the callback gets UNAVAILABLE.
     std::function<void(const JobDescriptor&, JobCallback)> on_returned;

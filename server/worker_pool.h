@@ -10,10 +10,13 @@
 #include "proto/control.h"
 #include "proto/job.h"
 #include "proto/unique_fd.h"
+#include "proto/worker_counters.h"
+#include "server/restart_policy.h"
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -36,8 +39,11 @@ struct WorkerSnapshot {
   WorkerTraits traits;
   WorkerState state = WorkerState::kStarting;
   uint32_t restarts = 0;
+  std::array<uint32_t, kRestartReasonCount> restarts_by_reason{};
   int pid = 0;
   uint64_t jobs_in_flight = 0;
+  WorkerCounts counts;  // Of all its processes so far.
+  WorkerGauges gauges;  // Of the living one.
 };
 
 // Any worker may take the job, or only the one where its tensors live.

@@ -80,11 +80,14 @@ absl::StatusOr<std::unique_ptr<Device>> CpuDevice::Open(const CpuDeviceOptions& 
   traits.name = ProcessorName();
   traits.memory_bytes = UsableMemoryBytes();
   traits.cores = static_cast<uint32_t>(threads);
+  const double flops_per_ns = MeasureFlopsPerNano();
+  // All types are multiplied as FP32. What the memory delivers is not measured.
+  traits.peak_flops.fill(static_cast<uint64_t>(flops_per_ns * 1e9 * threads));
   auto device = absl::WrapUnique(new CpuDevice(options, threads, std::move(traits)));
   if (!device->runner_.Allocate()) {
     return absl::ResourceExhaustedError(absl::StrCat("CPU device: no memory for the scratch of ", threads, " threads"));
   }
-  device->flops_per_ns_ = MeasureFlopsPerNano();
+  device->flops_per_ns_ = flops_per_ns;
   device->thread_ = std::thread([raw = device.get()] { raw->RunSubmitted(); });
   return device;
 }

@@ -26,6 +26,12 @@ constexpr double kBytesPerNano = 2600;
 constexpr double kHostBytesPerNano = 22;
 constexpr double kLaunchNanos = 6000;
 
+// Of the tensor cores of one Hopper SM, without sparsity.
+constexpr uint64_t kE4m3FlopsPerClock = 8192;
+constexpr uint64_t kBf16FlopsPerClock = 4096;
+// HBM sends on both edges of its clock.
+constexpr uint64_t kTransfersPerClock = 2;
+
 uint64_t NowNanos() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
@@ -99,7 +105,8 @@ absl::StatusOr<std::vector<GpuName>> ListHopperGpus() {
       absl::StrCat("no Hopper GPU (compute capability 9.0) among the ", count, " of this machine: ", others));
 }
 
-CudaDevice::CudaDevice(const CudaDeviceOptions&, int device) : device_(device) {}
+CudaDevice::CudaDevice(const CudaDeviceOptions& options, int device)
+    : device_(device), counters_(options.kernels.counters) {}
 
 absl::StatusOr<std::unique_ptr<Device>> CudaDevice::Open(const CudaDeviceOptions& options) {
   absl::StatusOr<int> device = FindDevice(options.gpu);
@@ -136,6 +143,7 @@ absl::Status CudaDevice::Start(const CudaDeviceOptions& options) {
   traits_.memory_bytes = properties.totalGlobalMem;
   traits_.cores = static_cast<uint32_t>(properties.multiProcessorCount);
   traits_.max_batches_in_flight = options.streams;
+  status.Update(ReadPeaks());
   batches_ = std::make_unique<BatchLauncher>(*launcher_, empty_);
   for (int i = 0; i < options.streams && status.ok(); ++i) {
     lanes_.push_back(std::make_unique<Lane>());
@@ -148,6 +156,28 @@ absl::Status CudaDevice::Start(const CudaDeviceOptions& options) {
   for (const std::unique_ptr<Lane>& lane : lanes_)
     lane->thread = std::thread([this, raw = lane.get()] { RunLane(raw); });
   return absl::OkStatus();
+}
+
+// What the clocks and widths that the driver names amount to.
+absl::Status CudaDevice::ReadPeaks() {
+  const auto attribute = [this](cudaDeviceAttr name, uint64_t* value) {
+    int number = 0;
+    const absl::Status status = CudaStatus(cudaDeviceGetAttribute(&number, name, device_), "reading device properties");
+    *value = static_cast<uint64_t>(number);
+    return status;
+  };
+  uint64_t sms = 0;
+  uint64_t clock_khz = 0;
+  uint64_t memory_clock_khz = 0;
+  uint64_t bus_bits = 0;
+  absl::Status status = attribute(cudaDevAttrMultiProcessorCount, &sms);
+  status.Update(attribute(cudaDevAttrClockRate, &clock_khz));
+  status.Update(attribute(cudaDevAttrMemoryClockRate, &memory_clock_khz));
+  status.Update(attribute(cudaDevAttrGlobalMemoryBusWidth, &bus_bits));
+  traits_.peak_flops[static_cast<size_t>(ProductType::kE4m3)] = sms * kE4m3FlopsPerClock * clock_khz * 1000;
+  traits_.peak_flops[static_cast<size_t>(ProductType::kBf16)] = sms * kBf16FlopsPerClock * clock_khz * 1000;
+  traits_.peak_memory_bytes = kTransfersPerClock * memory_clock_khz * 1000 * bus_bits / 8;
+  return status;
 }
 
 CudaDevice::~CudaDevice() {
@@ -167,10 +197,14 @@ CudaDevice::~CudaDevice() {
 
 absl::StatusOr<std::shared_ptr<DeviceMemory>> CudaDevice::Map(const RegionSpec& spec, UniqueFd fd) {
   cudaSetDevice(device_);
+  absl::StatusOr<std::shared_ptr<DeviceMemory>> memory;
   if (spec.kind == RegionKind::kTensor) {
-    return GpuMemory::Import(driver_, device_, spec.byte_size, std::move(fd));
+    memory = GpuMemory::Import(driver_, device_, spec.byte_size, std::move(fd));
+  } else {
+    memory = HostMemory::Open(spec, std::move(fd));
   }
-  return HostMemory::Open(spec, std::move(fd));
+  CountError(memory.status());
+  return memory;
 }
 
 absl::StatusOr<Allocation> CudaDevice::Allocate(uint64_t byte_size) {
@@ -182,8 +216,10 @@ absl::StatusOr<Allocation> CudaDevice::Allocate(uint64_t byte_size) {
     if (cudaDeviceGetDefaultMemPool(&pool, device_) == cudaSuccess) cudaMemPoolTrimTo(pool, 0);
     memory = GpuMemory::Allocate(driver_, device_, byte_size);
   }
+  CountError(memory.status());
   if (!memory.ok()) return memory.status();
   absl::StatusOr<UniqueFd> fd = (*memory)->Export();
+  CountError(fd.status());
   if (!fd.ok()) return fd.status();
   return Allocation{*std::move(memory), *std::move(fd)};
 }
@@ -209,6 +245,7 @@ absl::StatusOr<PrepareResult> CudaDevice::Prepare(const PrepareShape& shape) {
     const int64_t rows = shape.op == Op::kMGroupedContiguous ? std::max<int64_t>(m / groups, 1) : m;
     gemm.rows.assign(static_cast<size_t>(groups), rows);
     absl::StatusOr<bool> made = launcher_->Prepare(SelectConfig(gemm, launcher_->sms()).traits);
+    CountError(made.status());
     if (!made.ok()) return made.status();
     ++result.kernels_ready;
     result.kernels_compiled += *made;
@@ -237,7 +274,10 @@ void CudaDevice::Submit(Batch batch, BatchDone done) {
   BatchResult result;
   result.launched_ns = NowNanos();
   if (next_fault_) LaunchFault(*std::exchange(next_fault_, std::nullopt), lane->stream).IgnoreError();
+  absl::Status counted;  // Jobs that shared a launch share its error.
   for (const absl::Status& status : batches_->Launch(batch, lane->stream)) {
+    if (status != counted) CountError(status);
+    counted = status;
     if (absl::IsDataLoss(status)) NoteLoss(status);
     result.reasons.push_back(ReasonOf(status));
   }
@@ -281,7 +321,15 @@ void CudaDevice::RunLane(Lane* lane) {
   }
 }
 
+void CudaDevice::CountError(const absl::Status& status) const { CountError(CudaErrorOf(status)); }
+
+void CudaDevice::CountError(cudaError_t error) const {
+  if (error == cudaSuccess || counters_ == nullptr) return;
+  Count(counters_->counts().device_errors[static_cast<size_t>(ErrorClassOf(error))][IsSticky(error) ? 1 : 0]);
+}
+
 void CudaDevice::NoteFailure(cudaError_t error) {
+  CountError(error);
   if (IsSticky(error)) NoteLoss(CudaStatus(error, "running a batch"));
 }
 

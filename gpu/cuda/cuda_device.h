@@ -78,12 +78,16 @@ class CudaDevice : public Device {
   CudaDevice(const CudaDeviceOptions& options, int device);
 
   absl::Status Start(const CudaDeviceOptions& options);
+  absl::Status ReadPeaks();
   Lane* TakeLane();
   void RunLane(Lane* lane);
   void NoteFailure(cudaError_t error) ABSL_LOCKS_EXCLUDED(mutex_);
+  void CountError(const absl::Status& status) const;
+  void CountError(cudaError_t error) const;
   void NoteLoss(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
 
   const int device_;
+  const WorkerCounters* const counters_;
   DeviceTraits traits_;
   Driver driver_;
   std::unique_ptr<GemmLauncher> launcher_;

@@ -99,8 +99,8 @@ absl::Status CheckHopper(int device) {
 
 }  // namespace
 
-GemmLauncher::GemmLauncher(const Driver& driver, int device, int sms)
-    : driver_(driver), device_(device), sms_(sms), maps_(driver_) {}
+GemmLauncher::GemmLauncher(const Driver& driver, int device, int sms, const WorkerCounters* counters)
+    : driver_(driver), device_(device), sms_(sms), counters_(counters), maps_(driver_) {}
 
 GemmLauncher::~GemmLauncher() {
   cache_.reset();  // Its threads end first.
@@ -133,8 +133,10 @@ absl::StatusOr<std::unique_ptr<GemmLauncher>> GemmLauncher::Create(const Options
     if (!opened.ok()) return opened.status();
     store = *std::move(opened);
   }
-  std::unique_ptr<GemmLauncher> launcher(new GemmLauncher(*driver, device, sms));
+  std::unique_ptr<GemmLauncher> launcher(new GemmLauncher(*driver, device, sms, options.counters));
   launcher->compiler_ = std::make_unique<NvrtcCompiler>(*std::move(compiler));
+  KernelCache::Options compile = options.compile;
+  compile.counters = options.counters;
   launcher->cache_ = std::make_unique<KernelCache>(
       [raw = launcher->compiler_.get()](const KernelKey& key) {
         std::string log;
@@ -142,7 +144,7 @@ absl::StatusOr<std::unique_ptr<GemmLauncher>> GemmLauncher::Create(const Options
         if (!kernel.ok()) spdlog::error("kernel {}: {}", key.expression, log);
         return kernel;
       },
-      std::move(store), options.compile);
+      std::move(store), compile);
   return launcher;
 }
 
@@ -263,6 +265,10 @@ absl::Status GemmLauncher::Launch(const GemmCall& call, cudaStream_t stream, con
     absl::StatusOr<CUfunction> ready = FindReady(choice.config.traits);
     if (!ready.ok()) return ready.status();
     choice.function = *ready;
+  }
+  if (counters_ != nullptr) {
+    WorkerCounts& counts = counters_->counts();
+    Count(choice.function != nullptr ? counts.kernel_hits : counts.kernel_misses);
   }
   if (choice.function != nullptr) return LaunchWith(call, choice.config, choice.function, stream);
   const GemmConfig fallback = FallbackConfig(ShapeOf(call));

@@ -39,6 +39,8 @@ class GemmLauncher {
     uint64_t cache_bytes = uint64_t{256} << 20;  // A kernel is about 50 KiB; all that selection can give are 20 MiB.
     KernelCache::Options compile;
     std::vector<std::string> macros;  // For variants that only tests compile.
+    // Where hits, misses and compiles are counted, if anywhere. Outlives the launcher.
+    const WorkerCounters* counters = nullptr;
   };
 
   // The current device. Errors: FAILED_PRECONDITION if it is not a Hopper GPU.
@@ -103,7 +105,7 @@ class GemmLauncher {
     }
   };
 
-  GemmLauncher(const Driver& driver, int device, int sms);
+  GemmLauncher(const Driver& driver, int device, int sms, const WorkerCounters* counters);
 
   // The kernel if it is loaded, else null.
   CUfunction FindLoaded(const GemmTraits& traits) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -123,6 +125,7 @@ class GemmLauncher {
   const Driver driver_;
   const int device_;
   const int sms_;
+  const WorkerCounters* const counters_;
   TensorMapCache maps_;
   std::unique_ptr<NvrtcCompiler> compiler_;
   std::unique_ptr<KernelCache> cache_;

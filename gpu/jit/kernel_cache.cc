@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "gpu/jit/kernel_cache.h"
 
+#include "proto/job_ring.h"
+
 #include "absl/status/status.h"
 #include "spdlog/spdlog.h"
 
@@ -40,6 +42,7 @@ absl::StatusOr<KernelCache::KernelPointer> KernelCache::Get(const KernelKey& key
     for (auto waiting = queue_.begin(); waiting != queue_.end(); ++waiting) {
       if (*waiting == key) {
         queue_.erase(waiting);
+        PublishQueue();
         entry->queued = false;
         break;
       }
@@ -65,6 +68,7 @@ KernelCache::KernelPointer KernelCache::Find(const KernelKey& key) {
   if (!entry.queued && queue_.size() < options_.queue_limit) {
     entry.queued = true;
     queue_.push_back(key);
+    PublishQueue();
   }
   return nullptr;
 }
@@ -79,29 +83,51 @@ absl::StatusOr<KernelCache::KernelPointer> KernelCache::Make(const KernelKey& ke
     if (std::optional<CompiledKernel> kernel = store_->Load(key)) {
       absl::MutexLock lock(&mutex_);
       ++counts_.disk_hits;
+      if (options_.counters != nullptr) Count(options_.counters->counts().kernel_loads);
       return std::make_shared<const CompiledKernel>(*std::move(kernel));
     }
   }
-  absl::StatusOr<CompiledKernel> kernel = compile_(key);
-  {
-    absl::MutexLock lock(&mutex_);
-    ++counts_.compiles;
-    if (!kernel.ok()) ++counts_.failures;
-  }
+  absl::StatusOr<CompiledKernel> kernel = Compile(key);
   if (!kernel.ok()) return kernel.status();
   if (store_) {
     // The kernel serves without its file; the next process compiles again.
-    if (absl::Status status = store_->Save(key, *kernel); !status.ok()) {
-      spdlog::warn("kernel cache: not saved: {}", status.ToString());
-    }
+    const absl::StatusOr<uint64_t> evicted = store_->Save(key, *kernel);
+    if (!evicted.ok()) spdlog::warn("kernel cache: not saved: {}", evicted.status().ToString());
+    if (evicted.ok() && options_.counters != nullptr) Count(options_.counters->counts().kernel_evictions, *evicted);
   }
   return std::make_shared<const CompiledKernel>(*std::move(kernel));
+}
+
+absl::StatusOr<CompiledKernel> KernelCache::Compile(const KernelKey& key) {
+  const uint64_t start_ns = MonotonicNanos();
+  absl::StatusOr<CompiledKernel> kernel = compile_(key);
+  if (options_.counters != nullptr) {
+    WorkerCounts& counts = options_.counters->counts();
+    Observe(counts.compile_duration, MonotonicNanos() - start_ns);
+    Count(kernel.ok() ? counts.compiles_ok : counts.compiles_failed);
+  }
+  absl::MutexLock lock(&mutex_);
+  ++counts_.compiles;
+  if (!kernel.ok()) ++counts_.failures;
+  return kernel;
+}
+
+void KernelCache::PublishQueue() {
+  if (options_.counters != nullptr) SetGauge(options_.counters->gauges().compiles_waiting, queue_.size());
 }
 
 void KernelCache::MakeAndPublish(const KernelKey& key) {
   absl::StatusOr<KernelPointer> kernel = Make(key);
   absl::MutexLock lock(&mutex_);
   Entry& entry = EntryOf(key);
+  if (kernel.ok()) {
+    ++kernels_;
+    kernel_bytes_ += (*kernel)->cubin.size();
+  }
+  if (options_.counters != nullptr) {
+    SetGauge(options_.counters->gauges().kernels, kernels_);
+    SetGauge(options_.counters->gauges().kernel_bytes, kernel_bytes_);
+  }
   entry.kernel = std::move(kernel);
   entry.done = true;
 }
@@ -117,6 +143,7 @@ void KernelCache::RunThread() {
       if (stopping_) return;
       key = std::move(queue_.front());
       queue_.pop_front();
+      PublishQueue();
     }
     MakeAndPublish(key);
   }

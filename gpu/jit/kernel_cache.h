@@ -7,6 +7,7 @@
 #include "gpu/jit/kernel_key.h"
 #include "gpu/jit/kernel_store.h"
 #include "gpu/jit/nvrtc_compiler.h"
+#include "proto/worker_counters.h"
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
@@ -33,6 +34,8 @@ class KernelCache {
   struct Options {
     int threads = 2;           // Background compiles at a time: a compile takes one core for half a second to two.
     size_t queue_limit = 256;  // Compiles that wait; more requests for background compiles are dropped.
+    // Where compiles, loads and kernels are counted, if anywhere. Outlives the cache.
+    const WorkerCounters* counters = nullptr;
   };
 
   struct Counts {
@@ -65,6 +68,8 @@ class KernelCache {
 
   Entry& EntryOf(const KernelKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<KernelPointer> Make(const KernelKey& key);
+  absl::StatusOr<CompiledKernel> Compile(const KernelKey& key);
+  void PublishQueue() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void MakeAndPublish(const KernelKey& key);
   void RunThread();
 
@@ -76,6 +81,8 @@ class KernelCache {
   absl::flat_hash_map<std::string, std::unique_ptr<Entry>> entries_ ABSL_GUARDED_BY(mutex_);  // By digest.
   std::deque<KernelKey> queue_ ABSL_GUARDED_BY(mutex_);
   Counts counts_ ABSL_GUARDED_BY(mutex_);
+  uint64_t kernels_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t kernel_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::thread> threads_;
 };

@@ -96,7 +96,7 @@ std::optional<CompiledKernel> KernelStore::Load(const KernelKey& key) const {
   return kernel;
 }
 
-absl::Status KernelStore::Save(const KernelKey& key, const CompiledKernel& kernel) const {
+absl::StatusOr<uint64_t> KernelStore::Save(const KernelKey& key, const CompiledKernel& kernel) const {
   std::string temporary = absl::StrCat(directory_, "/writing.XXXXXX");
   const int fd = mkstemp(temporary.data());
   if (fd < 0) return absl::ErrnoToStatus(errno, "kernel cache folder");
@@ -109,11 +109,10 @@ absl::Status KernelStore::Save(const KernelKey& key, const CompiledKernel& kerne
     unlink(temporary.c_str());
     return status;
   }
-  RemoveOldest();
-  return absl::OkStatus();
+  return RemoveOldest();
 }
 
-void KernelStore::RemoveOldest() const {
+uint64_t KernelStore::RemoveOldest() const {
   struct Entry {
     fs::file_time_type used;
     uint64_t size;
@@ -131,11 +130,13 @@ void KernelStore::RemoveOldest() const {
     entries.push_back(entry);
   }
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.used < b.used; });
+  uint64_t removed = 0;
   for (const Entry& entry : entries) {
-    if (total <= byte_limit_) return;
-    fs::remove(entry.path, error);
+    if (total <= byte_limit_) break;
+    if (fs::remove(entry.path, error)) ++removed;  // Else another process was faster.
     total -= entry.size;
   }
+  return removed;
 }
 
 }  // namespace gemmd

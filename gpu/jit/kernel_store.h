@@ -25,14 +25,15 @@ class KernelStore {
   // The kernel, or none if it is missing or its file is damaged; a damaged file is removed.
   std::optional<CompiledKernel> Load(const KernelKey& key) const;
 
+  // Returns how many older kernels made room for it.
   // Errors: RESOURCE_EXHAUSTED or UNAVAILABLE when the file cannot be written; the old state then remains.
-  absl::Status Save(const KernelKey& key, const CompiledKernel& kernel) const;
+  absl::StatusOr<uint64_t> Save(const KernelKey& key, const CompiledKernel& kernel) const;
 
  private:
   KernelStore(std::string directory, uint64_t byte_limit) : directory_(std::move(directory)), byte_limit_(byte_limit) {}
 
   std::string PathOf(const KernelKey& key) const;
-  void RemoveOldest() const;
+  uint64_t RemoveOldest() const;
 
   std::string directory_;
   uint64_t byte_limit_;

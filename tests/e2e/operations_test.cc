@@ -117,16 +117,17 @@ TEST_P(OperationsTest, PipelinedResultsAreWithinTheLimits) {
 }
 
 TEST_P(OperationsTest, OnlyRowsInUseCountAsFlops) {
-  constexpr char kSeries[] = "gemmd_flops_total{op=\"m_grouped_masked\"}";
+  const std::string series =
+      absl::StrCat("gemmd_flops_total{device=\"", daemon_->device(), "\",op=\"m_grouped_masked\",dtype=\"e4m3\"}");
   const ProblemSpec spec{
       .op = Op::kMGroupedMasked, .m = 24, .n = 136, .k = 256, .groups = 4, .group_sizes = {24, 0, 1, 17}};
   const auto problem = Make(spec);
   ASSERT_TRUE(problem.ok()) << problem.status();
-  const auto before = daemon_->Metric(kSeries);
+  const auto before = daemon_->Metric(series);
   ASSERT_TRUE(before.ok()) << before.status();
   (*problem)->ResetResult();
   ASSERT_TRUE(client_->Run((*problem)->request()).ok());
-  const auto after = daemon_->Metric(kSeries);
+  const auto after = daemon_->Metric(series);
   ASSERT_TRUE(after.ok()) << after.status();
   EXPECT_EQ(*after - *before, 2.0 * (24 + 0 + 1 + 17) * 136 * 256);
 }

@@ -90,8 +90,8 @@ TEST(WorkerDeathTest, CountersDoNotGoBack) {
   const auto after = fixture.daemon->Metric(series);
   ASSERT_TRUE(after.ok()) << after.status();
   EXPECT_EQ(*after, 6);
-  const auto restarts =
-      fixture.daemon->Metric(absl::StrCat("gemmd_worker_restarts_total{device=\"", fixture.daemon->device(), "\"}"));
+  const auto restarts = fixture.daemon->Metric(
+      absl::StrCat("gemmd_worker_restarts_total{device=\"", fixture.daemon->device(), "\",reason=\"signal\"}"));
   ASSERT_TRUE(restarts.ok()) << restarts.status();
   EXPECT_EQ(*restarts, 1);
 }

@@ -25,7 +25,8 @@ class ControlTest : public ::testing::Test {
     int ends[2];
     ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
     front_end_ = UniqueFd(ends[0]);
-    process_ = std::thread([this, fd = ends[1]] { exit_status_ = RunWorkerProcess(device_, UniqueFd(fd), {}); });
+    process_ =
+        std::thread([this, fd = ends[1]] { exit_status_ = RunWorkerProcess(device_, counters_, UniqueFd(fd), {}); });
     hello_ = Receive().reply;
   }
   void TearDown() override {
@@ -68,6 +69,7 @@ class ControlTest : public ::testing::Test {
   }
 
   testing::FakeDevice device_{testing::FakeScript{.manual = true}};
+  const WorkerCounters counters_ = *WorkerCounters::Create();
   UniqueFd front_end_;
   std::thread process_;
   int exit_status_ = -1;

@@ -60,5 +60,10 @@ int main(int argc, char** argv) {
   options.spin_ns = uint64_t{absl::GetFlag(FLAGS_spin_us)} * 1000;
   options.limits.merging = absl::GetFlag(FLAGS_merging);
   options.limits.max_queued_jobs = absl::GetFlag(FLAGS_queue_limit);
-  return gemmd::RunWorkerProcess(device, *std::move(socket), options);
+  const absl::StatusOr<gemmd::WorkerCounters> counters = gemmd::WorkerCounters::Create();
+  if (!counters.ok()) {
+    spdlog::error("{}", counters.status().ToString());
+    return 2;
+  }
+  return gemmd::RunWorkerProcess(device, *counters, *std::move(socket), options);
 }

@@ -27,7 +27,7 @@ class WorkerTest : public ::testing::Test {
  protected:
   void Start(FakeScript script, WorkerOptions options = {}, uint32_t slots = 64) {
     device_ = std::make_unique<FakeDevice>(script);
-    worker_ = std::make_unique<Worker>(*device_, regions_.table, options);
+    worker_ = std::make_unique<Worker>(*device_, regions_.table, counters_, options);
     auto ring = JobRing::Create(slots);
     ASSERT_TRUE(ring.ok());
     ring_.emplace(*std::move(ring));
@@ -76,6 +76,7 @@ class WorkerTest : public ::testing::Test {
   }
 
   SampleRegions regions_;
+  const WorkerCounters counters_ = *WorkerCounters::Create();
   std::unique_ptr<FakeDevice> device_;
   std::unique_ptr<Worker> worker_;
   std::optional<JobRing> ring_;
@@ -285,7 +286,7 @@ TEST_F(WorkerTest, ASecondRingIsRefused) {
 
 TEST_F(WorkerTest, StopEndsALoopWithoutARing) {
   FakeDevice device({});
-  Worker worker(device, regions_.table, {});
+  Worker worker(device, regions_.table, counters_, {});
   std::thread loop([&] { EXPECT_EQ(worker.Run(), 0); });
   worker.Stop();
   loop.join();

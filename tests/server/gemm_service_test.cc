@@ -78,12 +78,34 @@ TEST_F(GemmServiceTest, RunAnswersWithTheResultAndTheTimes) {
   EXPECT_EQ(response.times().device_ns(), 22u);
 }
 
-TEST_F(GemmServiceTest, TheFlopsThatTheWorkerCountedAreCounted) {
+TEST_F(GemmServiceTest, TheBytesOfOperandsAndResultsAreCounted) {
   v1::RunResponse response;
   ASSERT_TRUE(Run(Product(), &response).ok());
   ASSERT_TRUE(Run(Product(), &response).ok());
   const std::string page = prometheus::TextSerializer().Serialize(metrics_.registry()->Collect());
-  EXPECT_NE(page.find("gemmd_flops_total{op=\"dense\"} 66\n"), std::string::npos) << page;
+  for (const char* series :
+       {"{direction=\"in\",transport=\"inline\"} 128\n", "{direction=\"out\",transport=\"inline\"} 16\n",
+        "{direction=\"in\",transport=\"host\"} 0\n"}) {
+    EXPECT_NE(page.find(std::string("gemmd_io_bytes_total") + series), std::string::npos) << series << page;
+  }
+}
+
+TEST_F(GemmServiceTest, AResultAfterTheDeadlineIsCounted) {
+  state_.pool.Pause();
+  v1::RunResponse response;
+  std::thread call([&] {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(50));
+    EXPECT_EQ(stub_->Run(&context, Product(), &response).error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  });
+  call.join();
+  state_.pool.Resume();
+  // The server was told to cancel, or will see a result that is late.
+  WaitUntil([this] {
+    const std::string page = prometheus::TextSerializer().Serialize(metrics_.registry()->Collect());
+    return page.find("gemmd_deadline_missed_total{where=\"queue\"} 1\n") != std::string::npos ||
+           page.find("gemmd_deadline_missed_total{where=\"device\"} 1\n") != std::string::npos;
+  });
 }
 
 TEST_F(GemmServiceTest, NothingIsHeldAfterTheAnswer) {

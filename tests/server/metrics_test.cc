@@ -51,12 +51,14 @@ TEST(MetricsTest, ARequestIsCountedWithItsLabelsAndDuration) {
               HasSubstr("gemmd_request_duration_seconds_bucket{op=\"dense\",transport=\"host\",le=\"0.005\"} 1\n"));
 }
 
-TEST(MetricsTest, AnExecutionIsCountedInStagesFlopsAndBatches) {
+TEST(MetricsTest, AnExecutionIsCountedInStagesAndBytes) {
   Metrics metrics("1");
-  metrics.CountExecution(Op::kKGrouped, 1000, 3, {1, 2, 3, 4});
+  metrics.CountExecution({1, 2, 3, 4}, {{{10, 20}, {30, 0}, {0, 0}}});
   const std::string page = Page(*metrics.registry());
-  EXPECT_THAT(page, HasSubstr("gemmd_flops_total{op=\"k_grouped\"} 1000\n"));
-  EXPECT_THAT(page, HasSubstr("gemmd_batch_jobs_sum 3\n"));
+  EXPECT_THAT(page, HasSubstr("gemmd_io_bytes_total{direction=\"in\",transport=\"inline\"} 10\n"));
+  EXPECT_THAT(page, HasSubstr("gemmd_io_bytes_total{direction=\"out\",transport=\"inline\"} 20\n"));
+  EXPECT_THAT(page, HasSubstr("gemmd_io_bytes_total{direction=\"in\",transport=\"host\"} 30\n"));
+  EXPECT_THAT(page, HasSubstr("gemmd_io_bytes_total{direction=\"out\",transport=\"tensor\"} 0\n"));
   for (const char* stage : {"decode", "queue", "device", "reply"}) {
     EXPECT_THAT(page, HasSubstr(std::string("gemmd_stage_duration_seconds_count{stage=\"") + stage + "\"} 1\n"));
   }
@@ -96,7 +98,7 @@ TEST(StateCollectorTest, TheStateOfThePartsIsReadAtEachScrape) {
   EXPECT_THAT(page, HasSubstr("gemmd_region_registrations_total{kind=\"host\",result=\"OK\"} 1\n"));
   EXPECT_THAT(page,
               HasSubstr("gemmd_region_registrations_total{kind=\"shared_memory\",result=\"PERMISSION_DENIED\"} 0\n"));
-  for (const char* name : {"gemmd_worker_state{", "gemmd_worker_restarts_total{", "gemmd_queue_requests ",
+  for (const char* name : {"gemmd_worker_state{", "gemmd_worker_restarts_total{", "gemmd_queue_requests{",
                            "gemmd_regions_reaped_total ", "gemmd_tensors{", "gemmd_tensor_bytes "}) {
     EXPECT_THAT(page, HasSubstr(name));
   }

@@ -39,6 +39,7 @@ struct Started {
 };
 
 struct Ended {
+  RestartReason reason = RestartReason::kExit;
   bool quarantined = false;
   uint64_t at_ns = 0;
 };
@@ -65,15 +66,16 @@ class SupervisorTest : public ::testing::Test {
       ended_.resize(options.workers.size());
     }
     supervisor_ = std::make_unique<Supervisor>(
-        options, Supervisor::Events{[this](int worker, pid_t pid, UniqueFd socket) {
-                                      absl::MutexLock lock(&mutex_);
-                                      started_[static_cast<size_t>(worker)].push_back(
-                                          {pid, MonotonicNanos(), std::make_shared<UniqueFd>(std::move(socket))});
-                                    },
-                                    [this](int worker, bool quarantined) {
-                                      absl::MutexLock lock(&mutex_);
-                                      ended_[static_cast<size_t>(worker)].push_back({quarantined, MonotonicNanos()});
-                                    }});
+        options,
+        Supervisor::Events{[this](int worker, pid_t pid, UniqueFd socket) {
+                             absl::MutexLock lock(&mutex_);
+                             started_[static_cast<size_t>(worker)].push_back(
+                                 {pid, MonotonicNanos(), std::make_shared<UniqueFd>(std::move(socket))});
+                           },
+                           [this](int worker, RestartReason reason, bool quarantined) {
+                             absl::MutexLock lock(&mutex_);
+                             ended_[static_cast<size_t>(worker)].push_back({reason, quarantined, MonotonicNanos()});
+                           }});
     supervisor_->Start();
   }
 
@@ -167,6 +169,7 @@ TEST_F(SupervisorTest, AWorkerThatDiesIsStartedAgain) {
   const std::vector<Started> started = AwaitStarted(2);
   EXPECT_NE(started[1].pid, first);
   EXPECT_FALSE(AwaitEnded(1)[0].quarantined);
+  EXPECT_EQ(AwaitEnded(1)[0].reason, RestartReason::kSignal);
   EXPECT_FALSE(IsThere(first)) << "reaped";
   EXPECT_TRUE(IsThere(started[1].pid));
 }
@@ -222,7 +225,7 @@ TEST_F(SupervisorTest, AWorkerThatIsNotReadyInTimeIsKilledAndAReadyOneIsNot) {
   supervisor_->ReportReady(0);
   // The time of the other one begins later, so the first one's is over as well.
   AwaitStarted(1, 1);
-  AwaitEnded(1, 1);
+  EXPECT_EQ(AwaitEnded(1, 1)[0].reason, RestartReason::kStartTimeout);
   EXPECT_TRUE(IsThere(ready));
   EXPECT_EQ(AwaitStarted(1, 0).size(), 1u);
 }
@@ -237,6 +240,7 @@ TEST_F(SupervisorTest, AWorkerThatLostItsSocketHasAMomentToExit) {
   const std::vector<Started> started = AwaitStarted(2);
   EXPECT_NE(started[1].pid, first);
   EXPECT_GE(AwaitEnded(1)[0].at_ns - reported_ns, options.exit_grace_ns);
+  EXPECT_EQ(AwaitEnded(1)[0].reason, RestartReason::kHang);
 }
 
 TEST_F(SupervisorTest, StoppingWaitsForWorkersThatExit) {

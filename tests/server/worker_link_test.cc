@@ -121,7 +121,7 @@ class WorkerLinkTest : public ::testing::Test {
     ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
     worker_ = std::make_unique<WorkerEnd>(UniqueFd(ends[1]));
     WorkerLink::Events events;
-    events.on_hello = [this](const WorkerTraits& traits) {
+    events.on_hello = [this](const WorkerTraits& traits, const UniqueFd&) {
       traits_ = traits;
       hello_.Notify();
     };
