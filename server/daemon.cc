@@ -3,6 +3,7 @@
 
 #include "proto/broker.h"
 #include "proto/warm_up_manifest.h"
+#include "server/gpu_telemetry.h"
 #include "server/state_collector.h"
 #include "server/tls.h"
 #include "server/warm_up.h"
@@ -126,8 +127,9 @@ absl::Status Daemon::StartServices(std::function<void()> start_drain) {
 absl::Status Daemon::StartListeners() {
   if (!options_.metrics_listen.empty()) {
     auto states = std::make_shared<StateCollector>(StateSources{*pool_, *regions_, *tensors_, *sessions_, *arena_});
+    const auto gpus = GpuTelemetry::Start(options_.workers, kNvmlLibrary);
     absl::StatusOr<std::unique_ptr<MetricsListener>> listener =
-        MetricsListener::Start(options_.metrics_listen, {metrics_.registry(), states});
+        MetricsListener::Start(options_.metrics_listen, {metrics_.registry(), states, gpus});
     if (!listener.ok()) return listener.status();
     metrics_listener_ = *std::move(listener);
   }
