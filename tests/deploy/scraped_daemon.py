@@ -78,7 +78,7 @@ class ScrapedDaemon:
         while True:
             text = pathlib.Path(log).read_text(encoding="utf-8")
             found = re.search(r'msg="Listening on" address=(\S+)', text)
-            if found:
+            if found and "Server is ready to receive web requests" in text:
                 return "http://" + found.group(1)
             if self.children[-1].poll() is not None or time.monotonic() > end:
                 raise AssertionError("prometheus did not start: " + text)
