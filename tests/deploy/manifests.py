@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Kubernetes manifests as kustomize renders them."""
+
+import functools
+import json
+import os
+import pathlib
+import re
+import subprocess
+import tempfile
+
+import yaml
+
+KUBERNETES = pathlib.Path(__file__).resolve().parents[2] / "deploy/kubernetes"
+# What can be applied, alone and with each component.
+OVERLAYS = ("node", "remote", "autoscaling", "monitoring")
+COMPONENTS = {"node": ("mps", "cpu"), "remote": ("mps", "cpu")}
+
+
+def cannot_render():
+    """None, or the reason why manifests cannot be rendered here."""
+    try:
+        output = subprocess.run(["kubectl", "version", "--client", "--output=json"], check=True, capture_output=True).stdout
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return "kubectl is not installed"
+    version = json.loads(output).get("kustomizeVersion", "v0")
+    if int(re.match(r"v(\d+)", version).group(1)) < 5:
+        return f"expected a kubectl with kustomize 5, got {version}"
+    return None
+
+
+@functools.lru_cache(maxsize=None)
+def render(overlay, *components):
+    """The objects of one overlay with these components."""
+    if not components:
+        return _kustomize(KUBERNETES / overlay)
+    with tempfile.TemporaryDirectory() as folder:
+        def relative(name):
+            return os.path.relpath(KUBERNETES / name, os.path.realpath(folder))
+        pathlib.Path(folder, "kustomization.yaml").write_text(yaml.dump({
+            "resources": [relative(overlay)], "components": [relative(name) for name in components]}), encoding="utf-8")
+        return _kustomize(folder)
+
+
+def every_rendering():
+    """(title, objects) of each overlay, alone and with each component."""
+    for overlay in OVERLAYS:
+        yield overlay, render(overlay)
+        for component in COMPONENTS.get(overlay, ()):
+            yield f"{overlay} with {component}", render(overlay, component)
+
+
+def find(objects, kind, name):
+    found = [item for item in objects if item["kind"] == kind and item["metadata"]["name"] == name]
+    if len(found) != 1:
+        raise AssertionError(f"expected one {kind} {name}, got {len(found)}")
+    return found[0]
+
+
+def workload(objects):
+    """The DaemonSet or Deployment."""
+    return next(item for item in objects if item["kind"] in ("DaemonSet", "Deployment"))
+
+
+def _kustomize(folder):
+    result = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise AssertionError(f"kubectl kustomize {folder}: {result.stderr}")
+    return list(yaml.safe_load_all(result.stdout))
