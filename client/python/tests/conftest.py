@@ -6,6 +6,7 @@ Run by ctest; by hand: GEMMD_PROGRAMS=build/dev/bin VENV/bin/python -m pytest cl
 
 import os
 import pathlib
+import re
 import select
 import subprocess
 import tempfile
@@ -42,29 +43,38 @@ class Daemon:
         self._folder = tempfile.TemporaryDirectory(prefix="gemmd-")
         self.address = f"unix:{self._folder.name}/run/gemmd.sock"
         listen = self.address + (",127.0.0.1:0" if tcp else "")
+        self._command = [
+            programs() / "gemmd",
+            f"--listen={listen}",
+            "--metrics_listen=",
+            "--workers=cpu",
+            "--worker_threads=1",
+            "--drain_delay=0s",
+            "--log_level=error",
+            *flags,
+        ]
+        self._start()
+
+    def _start(self):
         self.process = subprocess.Popen(
-            [
-                programs() / "gemmd",
-                f"--listen={listen}",
-                "--metrics_listen=",
-                "--workers=cpu",
-                "--worker_threads=1",
-                "--drain_delay=0s",
-                "--log_level=error",
-                *flags,
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
+            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
         )
         ready, _, _ = select.select([self.process.stdout], [], [], START_TIMEOUT)
         line = self.process.stdout.readline() if ready else "nothing"
         if not line.startswith("gemmd ready:"):
             self.kill()
             raise AssertionError(f"gemmd did not start: {line}")
-        self.tcp_address = None
-        if tcp:
-            self.tcp_address = next(word for word in line.replace(",", " ").split() if word.startswith("127.0.0.1:"))
+        self.tcp_address = next((word for word in re.split("[ ,]", line) if word.startswith("127.0.0.1:")), None)
+
+    def restart(self):
+        """Kills it and starts another one at the same Unix socket."""
+        self._stop()
+        self._start()
+
+    def _stop(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
 
     def __enter__(self):
         return self
@@ -73,9 +83,7 @@ class Daemon:
         self.kill()
 
     def kill(self):
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
+        self._stop()
         self._folder.cleanup()
 
     def resident_bytes(self):

@@ -143,7 +143,9 @@ async def _wait_for_daemon(channel: grpc.aio.Channel, options: ConnectOptions, s
 async def _open_session(channel: grpc.aio.Channel, options: ConnectOptions, session: Session) -> None:
     if options.unix_path is not None:
         path = options.unix_path + BROKER_SUFFIX
-        await asyncio.to_thread(session.open_at_broker, path, options.client_name, options.connect_timeout)
+        await asyncio.to_thread(
+            session.open_at_broker, path, options.client_name, options.connect_timeout, options.call_timeout
+        )
         return
     request = sessions_pb2.OpenSessionRequest(client_name=options.client_name)
     call = sessions_pb2_grpc.SessionsStub(channel).Open(request, metadata=session.metadata)

@@ -114,7 +114,8 @@ def _wait_for_daemon(channel: grpc.Channel, options: ConnectOptions, session: Se
 
 def _open_session(channel: grpc.Channel, options: ConnectOptions, session: Session) -> None:
     if options.unix_path is not None:
-        session.open_at_broker(options.unix_path + BROKER_SUFFIX, options.client_name, options.connect_timeout)
+        path = options.unix_path + BROKER_SUFFIX
+        session.open_at_broker(path, options.client_name, options.connect_timeout, options.call_timeout)
         return
     request = sessions_pb2.OpenSessionRequest(client_name=options.client_name)
     call = sessions_pb2_grpc.SessionsStub(channel).Open(request, metadata=session.metadata)

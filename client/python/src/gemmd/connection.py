@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
@@ -43,8 +43,8 @@ class ConnectOptions:
     tls: bool
     tls_root_certificates: bytes | str | None
     tls_certificate: bytes | str | None
-    tls_key: bytes | str | None
-    token: str | None
+    tls_key: bytes | str | None = field(repr=False)
+    token: str | None = field(repr=False)
 
     def __post_init__(self) -> None:
         if not self.address:

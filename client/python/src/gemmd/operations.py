@@ -134,7 +134,7 @@ def grouped_gemm(
     shape = (*(_extent("a", a, axis, rank) for axis in range(rank - 1)), _extent("b", b, 1, 3))
     wanted = _result_dtype(a, dtype)
     rounded = out is None and wanted is DType.F32 and message.scaling != gemm_pb2.SCALING_NONE
-    result = _result(call, message, a, out, shape, DType.BF16 if rounded else wanted)
+    result = _result(call, message, a, out, shape, DType.BF16 if rounded else wanted, partial=True)
     if rounded:
         call.take = lambda response: as_array(widen(result.fetch(response.d)), DType.F32, torch=_like_torch(a))
     call.request.priority = priority
@@ -335,9 +335,10 @@ def _result(
     dtype: DType,
     *,
     load: bool = False,
+    partial: bool = False,
 ) -> Result:
     """Sets d, and how it is taken from the response."""
-    result = call.output("d", message.d, out, shape, dtype, load=load)
+    result = call.output("d", message.d, out, shape, dtype, load=load, partial=partial)
     torch = _like_torch(a)
 
     def take(response: Any) -> Array:

@@ -26,10 +26,12 @@ from gemmd.session import Session
 # Where arrays of one region begin: a cache line, which is more than any operand needs.
 ALIGNMENT = 64
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-# What is kept for the next call of those that do not bring shared memory themselves.
-_SCRATCH_REGIONS = 8
+# Scratch regions that are kept for later calls. The daemon may page-lock a region, so making one takes up to milliseconds.
+_SCRATCH_REGIONS = 32
 _SCRATCH_BYTES = 1 << 30
 _SMALLEST_SCRATCH = 1 << 20
+# From here on sizes are multiples of this, below they are powers of two.
+_SCRATCH_STEP = 64 << 20
 
 
 def align_up(byte_size: int) -> int:
@@ -220,17 +222,24 @@ class Regions:
             for index, region in enumerate(self._scratch):
                 if region.nbytes >= byte_size:
                     return self._scratch.pop(index)
+        if byte_size > _SCRATCH_STEP:
+            return self.create(-(-byte_size // _SCRATCH_STEP) * _SCRATCH_STEP)
         return self.create(max(_SMALLEST_SCRATCH, 1 << (byte_size - 1).bit_length()))
 
     def give_scratch(self, region: HostRegion) -> None:
-        """Keeps it for another call, or closes it if enough is kept."""
+        """Keeps it for another call, and closes the smallest ones if more is kept than should be."""
+        closing: list[HostRegion] = []
         with self._lock:
-            kept = sum(other.nbytes for other in self._scratch) + region.nbytes
-            if len(self._scratch) < _SCRATCH_REGIONS and kept <= _SCRATCH_BYTES:
-                self._scratch.append(region)
-                self._scratch.sort(key=lambda other: other.nbytes)
-                return
-        region.close()
+            if region.nbytes > _SCRATCH_BYTES:
+                closing.append(region)
+            else:
+                bisect.insort(self._scratch, region, key=lambda other: other.nbytes)
+            kept = sum(other.nbytes for other in self._scratch)
+            while len(self._scratch) > _SCRATCH_REGIONS or kept > _SCRATCH_BYTES:
+                kept -= self._scratch[0].nbytes
+                closing.append(self._scratch.pop(0))
+        for smallest in closing:
+            smallest.close()
 
     def close(self) -> None:
         """Forgets every region, after the session has ended."""

@@ -54,6 +54,7 @@ class Result:
     out: Bits | None = None  # The caller's array, unless that is in a region (then there is nothing to do).
     in_place: bool = False
     load: bool = False  # Whether the operation reads what it holds.
+    partial: bool = False  # Whether there may be rows that no group owns.
     scratch: Bits | None = None
 
     @property
@@ -106,10 +107,18 @@ class Call(Generic[R]):
             self._copies.append((name, ref, bits))
 
     def output(
-        self, name: str, ref: Any, out: Any, shape: tuple[int, ...], dtype: DType, *, load: bool = False
+        self,
+        name: str,
+        ref: Any,
+        out: Any,
+        shape: tuple[int, ...],
+        dtype: DType,
+        *,
+        load: bool = False,
+        partial: bool = False,
     ) -> Result:
-        """Adds a result of this shape and type, or the one of `out`. `load`: it is added to what `out` holds."""
-        result = Result(ref, shape, dtype, load=load)
+        """Adds a result of this shape and type, or the one of `out`. `load` and `partial` as in Result."""
+        result = Result(ref, shape, dtype, load=load, partial=partial)
         self._results.append(result)
         if isinstance(out, Tensor):
             ref.tensor_id = out.id
@@ -190,8 +199,8 @@ class Call(Generic[R]):
             result.scratch = _part(region, result.ref, offset, result.dtype.bits, result.shape)
             if result.load and result.out is not None:
                 result.scratch[...] = result.out
-            else:
-                result.scratch.view(np.uint8).fill(0)  # Rows that no group owns.
+            elif result.partial:
+                result.scratch[...] = 0
             offset += align_up(result.nbytes)
 
     def finish(self, response: Any) -> R:

@@ -37,7 +37,7 @@ _connections: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
 class BrokerConnection:
     """A session at the broker. Thread-safe; waits for each reply, some 50 us."""
 
-    def __init__(self, path: str, client_name: str, timeout: float) -> None:
+    def __init__(self, path: str, client_name: str, timeout: float, call_timeout: float) -> None:
         """Errors: UnavailableError (nobody there), DeadlineExceededError, and what the broker says."""
         self._lock = threading.Lock()
         self._socket: socket.socket | None = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -50,6 +50,8 @@ class BrokerConnection:
         _connections.add(self)
         name = client_name.encode("ascii", "replace")[:63]
         self.session_id, _, self.secret = self._ask(_HELLO, client_name=name)
+        # The daemon may page-lock a region before it replies, which takes a second for some GiB.
+        self._socket.settimeout(call_timeout)
 
     def register(self, fd: int, byte_size: int, writable: bool) -> int:
         """Registers a sealed memfd; gives the region's id. Errors: what the broker says."""
@@ -132,9 +134,9 @@ class Session:
         self.metadata: Metadata = self._token
         self.closed = False
 
-    def open_at_broker(self, path: str, client_name: str, timeout: float) -> None:
-        """Errors: those of BrokerConnection."""
-        self.broker = BrokerConnection(path, client_name, timeout)
+    def open_at_broker(self, path: str, client_name: str, timeout: float, call_timeout: float) -> None:
+        """`timeout` for opening, `call_timeout` for what comes later. Errors: those of BrokerConnection."""
+        self.broker = BrokerConnection(path, client_name, timeout, call_timeout)
         self._identify(self.broker.session_id, self.broker.secret.hex())
 
     def opened_by_call(self, call: Any, session_id: int, secret: str) -> None:
