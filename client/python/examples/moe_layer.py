@@ -3,10 +3,10 @@
 """A mixture-of-experts layer of the shape of DeepSeek-V3 through gemmd, checked against a reference.
 
 Each token goes to `top_k` of the experts; an expert is gate and up projection, SwiGLU, down projection. The weights are
-resident in gemmd, FP8 per 128x128; activations are quantized per 1x128. The layer is computed twice: with the rows of all
-experts one after another (grouped contiguous, as in prefill), and with a fixed number of rows for each (masked, as in
-decode). With --torch everything is torch; on a machine with CUDA the tensors live on the GPU and are copied to host memory
-for gemmd, which cannot share the memory of a GPU yet.
+resident in gemmd, FP8 per 128x128; activations are quantized per 1x128. The layer is computed twice: with the rows of
+all experts one after another (grouped contiguous, as in prefill), and with a fixed number of rows for each (masked, as
+in decode). With --torch everything is torch; on a machine with CUDA the tensors live on the GPU and are copied to host
+memory for gemmd, which cannot share the memory of a GPU yet.
 
 Example: moe_layer.py --server=unix:/run/gemmd/gemmd.sock --tokens=64 --experts=8
 """
@@ -124,7 +124,8 @@ def random_weights(rng: np.random.Generator, experts: int, rows: int, columns: i
         gemmd.quantize(rng.standard_normal((rows, columns), np.float32) / np.float32(columns**0.5), (128, 128))
         for _ in range(experts)
     ]
-    return gemmd.Quantized(np.stack([part.data for part in parts]), np.stack([part.scales for part in parts]), (128, 128))
+    data, scales = np.stack([part.data for part in parts]), np.stack([part.scales for part in parts])
+    return gemmd.Quantized(data, scales, (128, 128))
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -66,6 +66,13 @@ class Daemon:
             raise AssertionError(f"gemmd did not start: {line}")
         self.tcp_address = next((word for word in re.split("[ ,]", line) if word.startswith("127.0.0.1:")), None)
 
+    def connect(self, **options):
+        """A client over the Unix socket; a machine that tests may be too busy for the usual timeout."""
+        return gemmd.connect(self.address, connect_timeout=START_TIMEOUT, **options)
+
+    def connect_by_tcp(self, **options):
+        return gemmd.connect(self.tcp_address, connect_timeout=START_TIMEOUT, **options)
+
     def restart(self):
         """Kills it and starts another one at the same Unix socket."""
         self._stop()
@@ -107,11 +114,11 @@ def daemon():
 
 @pytest.fixture
 def client(daemon):
-    with gemmd.connect(daemon.address) as connected:
+    with daemon.connect() as connected:
         yield connected
 
 
 @pytest.fixture
 def remote(daemon):
-    with gemmd.connect(daemon.tcp_address) as connected:
+    with daemon.connect_by_tcp() as connected:
         yield connected

@@ -4,8 +4,8 @@
 
 Usage: install.py SOURCE VENV [--index]
 
-By default nothing is downloaded: the environment sees the distribution's Python packages (those of .ci/install-deps), and
-the package is built with protoc and grpc_python_plugin. With --index everything comes from the package index in its
+By default nothing is downloaded: the environment sees the distribution's Python packages (those of .ci/install-deps),
+and the package is built with protoc and grpc_python_plugin. With --index everything comes from the package index in its
 newest version, ml_dtypes included.
 """
 
@@ -20,7 +20,7 @@ IGNORED = shutil.ignore_patterns("build", "*.egg-info", "__pycache__", ".mypy_ca
 
 
 def has_modules(python):
-    command = [python, "-c", f"import {', '.join(MODULES)}"]
+    command = [python, "-c", f"import sys, {', '.join(MODULES)}; assert sys.version_info >= (3, 10)"]
     return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
@@ -30,8 +30,8 @@ def find_python():
         if pathlib.Path(python).exists() and has_modules(python):
             return python
     sys.exit(
-        f"gemmd: expected a Python with {', '.join(MODULES)}, as .ci/install-deps installs them; found none. "
-        "To download them instead, run this with --index"
+        f"gemmd: expected a Python 3.10 or later with {', '.join(MODULES)}, as .ci/install-deps installs them; "
+        "found none. To download them instead, run this with --index"
     )
 
 

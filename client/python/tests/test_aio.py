@@ -8,7 +8,7 @@ import inspect
 import gemmd
 import numpy as np
 import pytest
-from conftest import Daemon
+from conftest import START_TIMEOUT, Daemon
 from reference import check, normal, product
 
 RNG = np.random.default_rng(1)
@@ -21,7 +21,7 @@ def with_client(test):
 
     def run(daemon):
         async def body():
-            async with gemmd.aio.connect(daemon.address) as client:
+            async with gemmd.aio.connect(daemon.address, connect_timeout=START_TIMEOUT) as client:
                 await test(client)
 
         asyncio.run(asyncio.wait_for(body(), 120))
@@ -118,7 +118,7 @@ async def test_linear_layers(client):
 
 def test_a_remote_client(daemon):
     async def body():
-        client = await gemmd.aio.connect(daemon.tcp_address)
+        client = await gemmd.aio.connect(daemon.tcp_address, connect_timeout=START_TIMEOUT)
         assert not client.shares_memory
         check(await client.gemm(A, await client.put(B)), product(A, B), "float32")
         await client.close()
@@ -134,7 +134,7 @@ def test_nobody_there_and_a_daemon_that_dies():
         with pytest.raises(gemmd.UnavailableError, match="no gemmd at"):
             await gemmd.aio.connect("unix:/nowhere/gemmd.sock", connect_timeout=0.2)
         with Daemon() as daemon:
-            async with gemmd.aio.connect(daemon.address) as client:
+            async with gemmd.aio.connect(daemon.address, connect_timeout=START_TIMEOUT) as client:
                 daemon.kill()
                 with pytest.raises(gemmd.UnavailableError):
                     await client.gemm(A, B)

@@ -28,7 +28,7 @@ def regions(client):
 @pytest.fixture
 def own_client():
     """Of a daemon that nobody else uses."""
-    with Daemon() as daemon, gemmd.connect(daemon.address) as client:
+    with Daemon() as daemon, daemon.connect() as client:
         client.daemon = daemon
         yield client
 
@@ -91,7 +91,7 @@ def test_results_do_not_go_to_read_only_regions(own_client):
 
 def test_closing_a_client_ends_its_session(daemon, client):
     sessions = client.info().sessions
-    other = gemmd.connect(daemon.address)
+    other = daemon.connect()
     array = other.share(np.ones((4, 4), np.float32))
     other.put(np.ones(4, np.float32), "mine")
     tensors = client.info().tensors
@@ -108,7 +108,7 @@ def test_closing_a_client_ends_its_session(daemon, client):
 
 def test_a_client_that_is_dropped_ends_its_session(daemon, client):
     sessions = client.info().sessions
-    other = gemmd.connect(daemon.address)
+    other = daemon.connect()
     other.empty(4)
     del other
     gc.collect()
@@ -117,7 +117,7 @@ def test_a_client_that_is_dropped_ends_its_session(daemon, client):
 
 def test_a_client_without_session_may_send_operands(daemon, client):
     sessions = client.info().sessions
-    with gemmd.connect(daemon.address, session=False) as anonymous:
+    with daemon.connect(session=False) as anonymous:
         assert client.info().sessions == sessions and not anonymous.shares_memory
         check(anonymous.gemm(A, B), product(A, B), "float32")
         with pytest.raises(gemmd.UnauthenticatedError) as caught:
@@ -129,7 +129,7 @@ def test_a_client_without_session_may_send_operands(daemon, client):
 
 def test_a_remote_session_ends_with_its_client(daemon, client):
     sessions = client.info().sessions
-    with gemmd.connect(daemon.tcp_address) as remote:
+    with daemon.connect_by_tcp() as remote:
         remote.put(np.zeros(4, np.float32))
         assert client.info().sessions == sessions + 1
     assert wait_until(lambda: client.info().sessions == sessions)
@@ -162,7 +162,7 @@ def test_a_killed_client_leaves_nothing(own_client):
 
 
 def test_a_forked_child_neither_uses_nor_keeps_the_session(own_client):
-    other = gemmd.connect(own_client.address)
+    other = own_client.daemon.connect()
     array = other.share(np.ones(4, np.float32))
     read_end, write_end = os.pipe()
     go_read, go_write = os.pipe()
@@ -199,7 +199,7 @@ def test_what_belongs_to_a_session_cannot_be_pickled(client):
 
 
 def test_a_daemon_that_dies_is_unavailable():
-    with Daemon() as daemon, gemmd.connect(daemon.address) as client:
+    with Daemon() as daemon, daemon.connect() as client:
         array = client.share(np.ones((16, 16), np.float32))
         daemon.kill()
         with pytest.raises(gemmd.UnavailableError):
@@ -212,7 +212,7 @@ def test_a_daemon_that_dies_is_unavailable():
 
 
 def test_a_restarted_daemon_does_not_know_old_sessions():
-    with Daemon() as daemon, gemmd.connect(daemon.address) as client:
+    with Daemon() as daemon, daemon.connect() as client:
         weights = client.put(B)
         daemon.restart()
         with pytest.raises(gemmd.GemmdError) as caught:
@@ -220,7 +220,7 @@ def test_a_restarted_daemon_does_not_know_old_sessions():
                 with contextlib.suppress(gemmd.UnavailableError):
                     client.gemm(A, weights)
         assert isinstance(caught.value, gemmd.UnauthenticatedError)
-        with gemmd.connect(daemon.address) as again:
+        with daemon.connect() as again:
             check(again.gemm(A, B), product(A, B), "float32")
 
 
@@ -266,7 +266,7 @@ def test_threads_share_a_client(own_client):
 
 
 def test_closing_from_another_thread_ends_calls_in_flight(daemon):
-    client = gemmd.connect(daemon.address)
+    client = daemon.connect()
     x = gemmd.to_bfloat16(normal(RNG, 256, 2048))
     outcomes = []
 

@@ -54,9 +54,7 @@ def test_tls_with_a_certificate_on_both_sides(tmp_path):
     flags = (f"--tls_cert={server[0]}", f"--tls_key={server[1]}", f"--tls_client_ca={tmp_path}/authority.pem")
     own = {"tls_certificate": client[0].read_bytes(), "tls_key": client[1].read_text(encoding="utf-8")}
     with Daemon(*flags, tcp=True) as daemon:
-        with gemmd.connect(
-            daemon.tcp_address, tls=True, tls_root_certificates=authority.certificate, **own
-        ) as remote:
+        with daemon.connect_by_tcp(tls=True, tls_root_certificates=authority.certificate, **own) as remote:
             check(remote.gemm(A, remote.put(B)), product(A, B), "float32")
         for wrong in (
             {"tls": False},
@@ -73,11 +71,11 @@ def test_tokens(tmp_path):
     tokens.chmod(0o600)
     token = tokens.read_text(encoding="utf-8").strip()
     with Daemon(f"--token_file={tokens}", tcp=True) as daemon:
-        with gemmd.connect(daemon.tcp_address, token=token) as remote:
+        with daemon.connect_by_tcp(token=token) as remote:
             check(remote.gemm(A, remote.put(B)), product(A, B), "float32")
             assert remote.read(remote.put(np.ones(3, np.float32))).tolist() == [1, 1, 1]
         for wrong in (None, "another-token-that-is-long-enough-0123456789"):
             with pytest.raises(gemmd.UnauthenticatedError):
                 gemmd.connect(daemon.tcp_address, token=wrong)
-        with gemmd.connect(daemon.address) as local:
+        with daemon.connect() as local:
             assert local.health("gemmd.v1.Gemm/cpu") == "SERVING"

@@ -77,7 +77,7 @@ def test_a_closed_stream_takes_nothing(client):
 
 def test_a_stream_that_breaks_fails_what_is_left():
     x = gemmd.to_bfloat16(normal(RNG, 512, 2048))
-    with Daemon() as daemon, gemmd.connect(daemon.address) as client:
+    with Daemon() as daemon, daemon.connect() as client:
         stream = client.stream()
         futures = [stream.gemm(x, x) for _ in range(32)]
         daemon.kill()
@@ -89,7 +89,7 @@ def test_a_stream_that_breaks_fails_what_is_left():
 
 
 def test_closing_the_client_ends_its_streams(daemon):
-    client = gemmd.connect(daemon.address)
+    client = daemon.connect()
     stream = client.stream()
     client.close()
     stream.close()

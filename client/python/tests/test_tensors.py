@@ -78,7 +78,7 @@ def test_torch_tensors(client):
 def test_shared_weights_are_found_by_name_and_outlive_their_session(daemon, client):
     w, x = normal(RNG, 128, 256), gemmd.quantize(normal(RNG, 4, 256))
     b = gemmd.quantize(w, (128, 128))
-    with gemmd.connect(daemon.address) as other:
+    with daemon.connect() as other:
         put = other.put(b, "layer0.w", shared=True)
         with pytest.raises(gemmd.AlreadyExistsError):
             client.put(b, "layer0.w", shared=True)
@@ -100,6 +100,13 @@ def test_a_put_that_fails_leaves_nothing(client):
         client.put(gemmd.quantize(normal(RNG, 128, 256), (128, 128)), "w", shared=True)
     assert client.list_tensors() == [taken]
     client.delete(taken)
-    with pytest.raises(gemmd.DeadlineExceededError):
-        client.put(np.zeros(64 << 20, np.uint8), timeout=0.001)
+
+
+def test_a_tensor_whose_write_fails_is_deleted(client, monkeypatch):
+    def fail(*_, **__):
+        raise gemmd.UnavailableError("worker: died")
+
+    monkeypatch.setattr(gemmd.Client, "write", fail)
+    with pytest.raises(gemmd.UnavailableError):
+        client.put(np.zeros(4, np.float32))
     assert client.list_tensors() == []

@@ -26,7 +26,7 @@ from gemmd.session import Session
 # Where arrays of one region begin: a cache line, which is more than any operand needs.
 ALIGNMENT = 64
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-# Scratch regions that are kept for later calls. The daemon may page-lock a region, so making one takes up to milliseconds.
+# Scratch regions that are kept for later calls. The daemon may page-lock a region, so making one may take milliseconds.
 _SCRATCH_REGIONS = 32
 _SCRATCH_BYTES = 1 << 30
 _SMALLEST_SCRATCH = 1 << 20
