@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the blocking and the asyncio client share: addresses, channels, and how operations become methods."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+
+from gemmd.arrays import Array, Bits, DType, host_bits, parse_dtype
+from gemmd.errors import InvalidArgumentError
+from gemmd.quantized import Quantized
+from gemmd.regions import HostRegion, Regions, align_up
+from gemmd.request import INLINE_BYTES, Context
+from gemmd.session import Session
+from gemmd.tensors import Tensor
+from gemmd.v1 import tensors_pb2
+
+DEFAULT_ADDRESS = "unix:/run/gemmd/gemmd.sock"
+DEFAULT_CLIENT_NAME = "gemmd-python"
+# Copies into a resident tensor go through a scratch region of this size at most.
+WRITE_BYTES = 64 << 20
+HEALTH_METHOD = "/grpc.health.v1.Health/Check"
+_HEALTH = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class ConnectOptions:
+    """The arguments of connect()."""
+
+    address: str
+    connect_timeout: float
+    call_timeout: float
+    client_name: str
+    session: bool
+    tls: bool
+    tls_root_certificates: bytes | str | None
+    tls_certificate: bytes | str | None
+    tls_key: bytes | str | None = field(repr=False)
+    token: str | None = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.address:
+            raise InvalidArgumentError("address: expected unix:/path or host:port, got nothing")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise InvalidArgumentError("tls_certificate and tls_key: expected both or none, got one")
+        if self.tls and self.unix_path is not None:
+            raise InvalidArgumentError(f"tls: expected a host:port as the address, got {self.address}")
+        if not self.tls and (self.tls_root_certificates is not None or self.tls_certificate is not None):
+            raise InvalidArgumentError("tls: expected True with certificates, got False")
+        for name in ("connect_timeout", "call_timeout"):
+            if not getattr(self, name) > 0:
+                raise InvalidArgumentError(f"{name}: expected seconds above 0, got {getattr(self, name)}")
+
+    @property
+    def unix_path(self) -> str | None:
+        """/path of unix:/path and unix:///path."""
+        if not self.address.startswith("unix:"):
+            return None
+        return self.address.removeprefix("unix:").removeprefix("//")
+
+    @property
+    def channel_options(self) -> list[tuple[str, Any]]:
+        options: list[tuple[str, Any]] = [
+            # Results may be larger than the 4 MiB that gRPC takes by default; the daemon bounds what it sends.
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_send_message_length", -1),
+            # Each client has a connection of its own.
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        if self.unix_path is not None:
+            options.append(("grpc.default_authority", "localhost"))
+        return options
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """None without TLS."""
+        if not self.tls:
+            return None
+        return grpc.ssl_channel_credentials(
+            root_certificates=_pem(self.tls_root_certificates),
+            private_key=_pem(self.tls_key),
+            certificate_chain=_pem(self.tls_certificate),
+        )
+
+
+def _pem(text: bytes | str | None) -> bytes | None:
+    return text.encode() if isinstance(text, str) else text
+
+
+class Connection:
+    """What both clients are: a session, its memory, and the parts of methods that do no I/O."""
+
+    def __init__(self, options: ConnectOptions, session: Session, max_message_bytes: int) -> None:
+        self._options = options
+        self._session = session
+        self._regions = Regions(session)
+        self._context = Context(self._regions, max_message_bytes)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"{type(self).__name__}: cannot be pickled; connect again in the other process")
+
+    @property
+    def context(self) -> Context:
+        """For the operations."""
+        return self._context
+
+    @property
+    def address(self) -> str:
+        return self._options.address
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether regions can be made: with a session over a Unix socket."""
+        return self._regions.shareable
+
+    @property
+    def closed(self) -> bool:
+        return self._session.closed
+
+    def _deadline(self, timeout: float | None) -> float:
+        return self._options.call_timeout if timeout is None else timeout
+
+    def _create_region(self, byte_size: int, writable: bool = True) -> HostRegion:
+        return self._regions.create(byte_size, writable=writable)
+
+    def _create_empty(self, shape: Any, dtype: object) -> Array:
+        kind = parse_dtype("dtype", dtype)
+        byte_size = int(np.prod(shape, dtype=np.int64)) * kind.bits.itemsize
+        return self._create_region(max(byte_size, 1)).empty(shape, dtype)
+
+    def _create_shared(self, x: Any) -> Any:
+        parts = (x.data, x.scales) if isinstance(x, Quantized) else (x,)
+        originals = [host_bits("x", part)[0] for part in parts]
+        region = self._create_region(max(sum(align_up(bits.nbytes) for bits in originals), 1))
+        copies = [region.empty(bits.shape, part.dtype) for part, bits in zip(parts, originals, strict=True)]
+        for copy, bits in zip(copies, originals, strict=True):
+            host_bits("x", copy)[0][...] = bits
+        return Quantized(copies[0], copies[1], x.block) if isinstance(x, Quantized) else copies[0]
+
+
+def stored_bits(x: Array, dtype: object) -> tuple[Bits, DType]:
+    """The bits of an array to store, and the type to store them as. Raises InvalidArgumentError."""
+    bits, kind = host_bits("x", x)
+    if dtype is None:
+        return bits, kind
+    wanted = parse_dtype("dtype", dtype)
+    if wanted is not kind and not (wanted is DType.E4M3 and kind is DType.U8):
+        raise InvalidArgumentError(f"dtype: expected {kind.name}, which the array has, got {wanted.name}")
+    return bits, wanted
+
+
+def create_request(bits: Bits, dtype: DType, name: str, shared: bool) -> Any:
+    return tensors_pb2.CreateTensorRequest(dtype=dtype.value, shape=bits.shape, name=name, shared=shared)
+
+
+def bits_to_write(tensor: Tensor, x: Array) -> Bits:
+    """The bits of an array that goes into a tensor, contiguous. Raises InvalidArgumentError."""
+    bits, kind = host_bits("x", x)
+    if kind is not tensor.dtype and {kind, tensor.dtype} != {DType.U8, DType.E4M3}:
+        raise InvalidArgumentError(f"x.dtype: expected {tensor.dtype.name}, got {kind.name}")
+    return np.ascontiguousarray(bits)
+
+
+def slice_request(regions: Regions, tensor: Tensor, offset: int, bits: Bits) -> Any | None:
+    """gemmd.v1.WriteFromSliceRequest if the array lies in a region."""
+    address = bits.__array_interface__["data"][0]
+    window = regions.find(address)
+    if window is None:
+        return None
+    request = tensors_pb2.WriteFromSliceRequest(tensor_id=tensor.id, offset=offset, byte_size=bits.nbytes)
+    request.slice.region_id = window.region_id
+    request.slice.offset = address - window.begin
+    return request
+
+
+def write_through_scratch(regions: Regions, bits: Bits) -> bool:
+    """Whether an array outside of regions is better copied through one than sent in messages."""
+    return regions.shareable and bits.nbytes > INLINE_BYTES
+
+
+def flat_bytes(bits: Bits) -> Bits:
+    """uint8 on the memory of a contiguous array."""
+    return bits.reshape(-1).view(np.uint8)
+
+
+def tensor_request(key: int | str) -> Any:
+    """gemmd.v1.GetTensorRequest by id or shared name."""
+    if isinstance(key, str):
+        return tensors_pb2.GetTensorRequest(name=key)
+    return tensors_pb2.GetTensorRequest(id=key)
+
+
+def tensors_of(value: Tensor | Quantized) -> tuple[Tensor, ...]:
+    """The tensors that it is made of. Raises TypeError."""
+    parts = (value.data, value.scales) if isinstance(value, Quantized) else (value,)
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise TypeError(f"tensor: expected a Tensor or a Quantized of two, got {type(part).__name__}")
+    return parts
+
+
+def health_request(service: str) -> bytes:
+    """grpc.health.v1.HealthCheckRequest: one string, field 1. By hand, as Debian 12 has no generated module."""
+    name = service.encode()
+    if len(name) > 127:
+        raise InvalidArgumentError(f"service: expected at most 127 bytes, got {len(name)}")
+    return b"\x0a" + bytes([len(name)]) + name if name else b""
+
+
+def health_status(response: bytes) -> str:
+    """Of grpc.health.v1.HealthCheckResponse: one enum, field 1."""
+    number = response[1] if len(response) >= 2 and response[0] == 0x08 else 0
+    return _HEALTH.get(number, "UNKNOWN")
+
+
+def like_operation(operation: Callable[..., Any], returned: str) -> Callable[[F], F]:
+    """Gives a method the name, documentation and signature of the operation that it runs."""
+
+    def decorate(method: F) -> F:
+        functools.update_wrapper(method, operation)
+        del method.__wrapped__  # type: ignore[attr-defined]
+        signature = inspect.signature(operation)
+        value = str(signature.return_annotation).removeprefix("Call[").removesuffix("]")
+        method.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            return_annotation=returned.format(value)
+        )
+        return method
+
+    return decorate
