@@ -23,6 +23,7 @@ ABSL_FLAG(uint32_t, spin_us, 0, "As gemmd-worker's.");
 ABSL_FLAG(uint32_t, queue_limit, 4096, "As gemmd-worker's.");
 ABSL_FLAG(std::string, kernel_cache_dir, "", "Taken and ignored.");
 ABSL_FLAG(std::string, log_level, "warning", "As gemmd-worker's.");
+ABSL_FLAG(int, loop_cpu, -1, "As gemmd-worker's.");
 ABSL_FLAG(std::string, log_format, "text", "As gemmd-worker's.");
 
 ABSL_FLAG(uint64_t, delay_us, 0, "Time of each batch.");
@@ -59,6 +60,7 @@ int main(int argc, char** argv) {
   gemmd::testing::FakeDevice device(script);
   gemmd::WorkerOptions options;
   options.spin_ns = uint64_t{absl::GetFlag(FLAGS_spin_us)} * 1000;
+  options.loop_cpu = absl::GetFlag(FLAGS_loop_cpu);
   options.limits.merging = absl::GetFlag(FLAGS_merging);
   options.limits.max_queued_jobs = absl::GetFlag(FLAGS_queue_limit);
   const absl::StatusOr<gemmd::WorkerCounters> counters = gemmd::WorkerCounters::Create();
