@@ -92,7 +92,10 @@ class TensorServiceTest : public testing::Test {
 
   FrontEndState state_{Quotas{.jobs_per_session = 4}, 8 << 20};
   DrainGate gate_;
-  TensorService service_{{*state_.tensors, *state_.regions, *state_.arena, state_.pool, state_.authenticator, gate_}};
+  const TensorFiles files_;
+  FileThread file_thread_;
+  TensorService service_{{*state_.tensors, *state_.regions, *state_.arena, state_.pool, state_.authenticator, gate_,
+                          files_, file_thread_}};
   TestServer server_{{&service_}};
   std::unique_ptr<v1::Tensors::Stub> stub_ = v1::Tensors::NewStub(server_.channel());
   std::shared_ptr<Session> session_ = *state_.sessions.Open(Identity{.remote = false, .uid = geteuid()}, "");
