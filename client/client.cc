@@ -103,7 +103,7 @@ const char kRoundRobinServiceConfig[] = R"({
     "name": [{"service": "gemmd.v1.Gemm", "method": "Run"}],
     "retryPolicy": {
       "maxAttempts": 5, "initialBackoff": "0.02s", "maxBackoff": "0.5s", "backoffMultiplier": 2,
-      "retryableStatusCodes": ["UNAVAILABLE"]
+      "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"]
     }
   }]
 })";

@@ -71,8 +71,10 @@ struct TensorContent {
 };
 
 // How a channel with round_robin chooses and retries, as gRPC's service config. A call that ended with UNAVAILABLE (no
-// connection, the daemon drains, its worker died) is sent again, up to 5 times in all; without a session its operands
-// and results travel with it, so that doing it twice does no harm. Other clients may use the same text.
+// connection, the daemon drains, its worker died) or CANCELLED (not by the caller: gRPC's answer to a call that comes
+// while a server closes its connections, which no handler ever saw) is sent again, up to 5 times in all; without a
+// session its operands and results travel with it, so that doing it twice does no harm. Other clients may use the same
+// text.
 extern const char kRoundRobinServiceConfig[];
 
 // Bytes in one message of WriteTensor: large enough to amortize a message, small enough to pipeline.
