@@ -23,6 +23,12 @@
 namespace gemmd {
 namespace {
 
+// A request with inline operands must be kept whole to be sent again; the daemon takes none longer by default.
+constexpr int kRetryBufferBytes = 64 << 20;
+// A daemon that was restarted is found again soon.
+constexpr int kMinReconnectMillis = 100;
+constexpr int kMaxReconnectMillis = 2'000;
+
 constexpr char kUnixPrefix[] = "unix:";
 
 std::chrono::system_clock::time_point DeadlineAfter(absl::Duration timeout) {
@@ -63,6 +69,15 @@ std::string WhyNotConnected(const std::shared_ptr<grpc::Channel>& channel) {
   return status.ok() ? "connected too late" : status.error_message();
 }
 
+v1::CreateTensorRequest ToRequest(const TensorSpec& spec) {
+  v1::CreateTensorRequest request;
+  request.set_dtype(ToProto(spec.dtype));
+  request.mutable_shape()->Assign(spec.shape.begin(), spec.shape.end());
+  request.set_name(spec.name);
+  request.set_shared(spec.shared);
+  return request;
+}
+
 // What an asynchronous call needs until its callback.
 struct PendingCall {
   grpc::ClientContext context;
@@ -71,7 +86,27 @@ struct PendingCall {
   RunCallback callback;
 };
 
+void SetRoundRobin(grpc::ChannelArguments* arguments) {
+  arguments->SetServiceConfigJSON(kRoundRobinServiceConfig);
+  arguments->SetInt(GRPC_ARG_PER_RPC_RETRY_BUFFER_SIZE, kRetryBufferBytes);
+  arguments->SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kMinReconnectMillis);
+  arguments->SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kMaxReconnectMillis);
+  arguments->SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kMaxReconnectMillis);
+}
+
 }  // namespace
+
+const char kRoundRobinServiceConfig[] = R"({
+  "loadBalancingConfig": [{"round_robin": {}}],
+  "healthCheckConfig": {"serviceName": "gemmd.v1.Gemm"},
+  "methodConfig": [{
+    "name": [{"service": "gemmd.v1.Gemm", "method": "Run"}],
+    "retryPolicy": {
+      "maxAttempts": 5, "initialBackoff": "0.02s", "maxBackoff": "0.5s", "backoffMultiplier": 2,
+      "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"]
+    }
+  }]
+})";
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(absl::string_view address, const ConnectOptions& options) {
   if (address.empty()) return absl::InvalidArgumentError("address: expected unix:/path or host:port, got nothing");
@@ -81,12 +116,16 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(absl::string_view add
   arguments.SetMaxSendMessageSize(-1);
   // Each Client has a connection of its own, so that a load generator can open several.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  if (options.round_robin) SetRoundRobin(&arguments);
   // gRPC sends "localhost" as the authority of a Unix socket only if told.
   if (!UnixPath(address).empty()) arguments.SetString(GRPC_ARG_DEFAULT_AUTHORITY, "localhost");
   return grpc::CreateCustomChannel(std::string(address), Credentials(options), arguments);
 }
 
 absl::StatusOr<std::unique_ptr<Client>> Client::Connect(absl::string_view address, ConnectOptions options) {
+  if (options.round_robin && options.open_session) {
+    return absl::InvalidArgumentError("round_robin: expected open_session = false, since a session is one daemon's");
+  }
   absl::StatusOr<std::shared_ptr<grpc::Channel>> channel = MakeChannel(address, options);
   if (!channel.ok()) return channel.status();
   if (!(*channel)->WaitForConnected(DeadlineAfter(options.connect_timeout))) {
@@ -225,12 +264,22 @@ absl::StatusOr<HostRegion> Client::CreateSharedMemory(const std::string& name, u
   return HostRegion(region.id(), *std::move(mapping), std::move(close));
 }
 
-absl::StatusOr<v1::Tensor> Client::CreateTensor(const TensorSpec& spec) {
-  v1::CreateTensorRequest request;
-  request.set_dtype(ToProto(spec.dtype));
-  request.mutable_shape()->Assign(spec.shape.begin(), spec.shape.end());
-  request.set_name(spec.name);
-  request.set_shared(spec.shared);
+absl::StatusOr<v1::Tensor> Client::CreateTensor(const TensorSpec& spec) { return CreateTensor(ToRequest(spec)); }
+
+absl::StatusOr<v1::Tensor> Client::CreateTensor(const TensorSpec& spec, const TensorContent& content) {
+  v1::CreateTensorRequest request = ToRequest(spec);
+  if (!content.file.empty() || !content.file_tensor.empty()) {
+    request.mutable_file()->set_path(content.file);
+    request.mutable_file()->set_tensor(content.file_tensor);
+  } else {
+    ToProto(content.data, request.mutable_data());
+  }
+  request.set_transpose(content.transpose);
+  request.set_quantize(static_cast<v1::Quantize::Block>(content.quantize));
+  return CreateTensor(request);
+}
+
+absl::StatusOr<v1::Tensor> Client::CreateTensor(const v1::CreateTensorRequest& request) {
   grpc::ClientContext context;
   Prepare({}, &context);
   v1::Tensor tensor;

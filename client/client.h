@@ -16,6 +16,7 @@
 #include "gemmd/v1/admin.grpc.pb.h"
 #include "gemmd/v1/gemm.grpc.pb.h"
 #include "gemmd/v1/tensors.grpc.pb.h"
+#include "proto/job.h"
 #include "proto/trace_context.h"
 
 #include "absl/status/status.h"
@@ -45,6 +46,9 @@ struct ConnectOptions {
   std::string tls_certificate = {};                // PEM, with tls_key: this client's own, for mTLS.
   std::string tls_key = {};                        // PEM.
   std::string token = {};                          // Bearer token, as the daemon's --token_file has it.
+  // For several daemons behind one address ("dns:///name:port", "ipv4:host:port,host:port"): calls go to those that are
+  // healthy in turn (see kRoundRobinServiceConfig). A session is one daemon's, so this takes open_session = false.
+  bool round_robin = false;
 };
 
 struct CallOptions {
@@ -62,6 +66,22 @@ struct TensorSpec {
   bool shared = false;  // Visible by name to all sessions of this user; outlives this session.
 };
 
+// What a tensor holds from the start. Exactly one of `file` and `data`.
+struct TensorContent {
+  std::string file = {};         // .safetensors, on the daemon's machine: relative to one of its --tensor_dirs.
+  std::string file_tensor = {};  // Which of the file's tensors; may be empty if there is only one.
+  TensorView data = {};          // Contiguous: inline, in a region, or resident.
+  bool transpose = false;        // The content is [K,N] or [G,K,N]; the tensor [N,K] or [G,N,K].
+  QuantizeBlock quantize = QuantizeBlock::kUnset;  // To e4m3; the reply's sf_id is the tensor of the scale factors.
+};
+
+// How a channel with round_robin chooses and retries, as gRPC's service config. A call that ended with UNAVAILABLE (no
+// connection, the daemon drains, its worker died) or CANCELLED (not by the caller: gRPC's answer to a call that comes
+// while a server closes its connections, which no handler ever saw) is sent again, up to 5 times in all; without a
+// session its operands and results travel with it, so that doing it twice does no harm. Other clients may use the same
+// text.
+extern const char kRoundRobinServiceConfig[];
+
 // Bytes in one message of WriteTensor: large enough to amortize a message, small enough to pipeline.
 inline constexpr size_t kTensorChunkBytes = size_t{2} << 20;
 
@@ -69,7 +89,8 @@ inline constexpr size_t kTensorChunkBytes = size_t{2} << 20;
 class Client {
  public:
   // `address`: "unix:/path" (session at the broker, "/path.broker"; memory can be shared) or "host:port" (session over
-  // gRPC; inline operands and resident tensors). Errors: UNAVAILABLE, DEADLINE_EXCEEDED, UNAUTHENTICATED.
+  // gRPC; inline operands and resident tensors). Errors: UNAVAILABLE, DEADLINE_EXCEEDED, UNAUTHENTICATED,
+  // INVALID_ARGUMENT (round_robin with a session).
   static absl::StatusOr<std::unique_ptr<Client>> Connect(absl::string_view address, ConnectOptions options = {});
 
   Client(const Client&) = delete;
@@ -98,6 +119,8 @@ class Client {
 
   // Resident tensors. Errors: those of the Tensors service.
   absl::StatusOr<v1::Tensor> CreateTensor(const TensorSpec& spec);
+  // With content: dtype and shape of the spec may be left out.
+  absl::StatusOr<v1::Tensor> CreateTensor(const TensorSpec& spec, const TensorContent& content);
   absl::Status WriteTensor(uint64_t id, absl::Span<const std::byte> bytes, uint64_t offset = 0);
   absl::Status WriteTensor(uint64_t id, const HostRegion& region, uint64_t region_offset, uint64_t byte_size);
   absl::StatusOr<std::string> ReadTensor(uint64_t id);
@@ -121,6 +144,7 @@ class Client {
   Client(std::shared_ptr<grpc::Channel> channel, std::shared_ptr<ClientSession> session, ConnectOptions options);
 
   void Prepare(const CallOptions& options, grpc::ClientContext* context) const;
+  absl::StatusOr<v1::Tensor> CreateTensor(const v1::CreateTensorRequest& request);
   absl::StatusOr<v1::Tensor> GetTensor(const v1::GetTensorRequest& request);
 
   const ConnectOptions options_;

@@ -33,6 +33,11 @@ ABSL_FLAG(uint64_t, seed, 1, "gemm, demo: seed of the random operands.");
 ABSL_FLAG(std::string, name, "", "put: name of the tensor. Default: the file's name without its suffix.");
 ABSL_FLAG(std::string, tensor, "", "put: which tensor of a safetensors file. Default: the only one.");
 ABSL_FLAG(std::string, dtype, "", "put of .npy: e4m3 (stored as uint8) or bf16 (stored as uint16).");
+ABSL_FLAG(bool, server_file, false,
+          "put: FILE is a .safetensors file on gemmd's machine, relative to one of its --tensor_dirs.");
+ABSL_FLAG(bool, transpose, false, "put: the file has [K,N] or [G,K,N]; store [N,K] or [G,N,K].");
+ABSL_FLAG(std::string, quantize, "",
+          "put: 1x128 or 128x128: store bf16 or f32 as e4m3, and the scale factors as NAME.sf.");
 ABSL_FLAG(absl::Duration, wait, absl::ZeroDuration(), "health: wait this long for SERVING.");
 ABSL_FLAG(std::string, service, "", "health: service to ask about; empty: the daemon as a whole.");
 ABSL_FLAG(std::vector<std::string>, shapes, {}, "warmup: MxNxK or GxMxNxK, comma-separated; M=0: all row counts.");
@@ -55,6 +60,7 @@ constexpr char kUsage[] = R"(gemmctl: gemmd from a shell.
                        --iterations --check
   demo                 DeepSeek-V3-shaped products through every transport, each checked against FP64
   put FILE             stores a .npy or .safetensors file as a shared resident tensor: --name --tensor --dtype
+                       --server_file --transpose --quantize
   get NAME|ID FILE     reads a tensor back into a .npy or .safetensors file
   list                 resident tensors
   rm NAME|ID           removes a tensor
@@ -105,6 +111,9 @@ absl::StatusOr<CommandOptions> OptionsFromFlags() {
   options.name = absl::GetFlag(FLAGS_name);
   options.tensor = absl::GetFlag(FLAGS_tensor);
   options.dtype = absl::GetFlag(FLAGS_dtype);
+  options.server_file = absl::GetFlag(FLAGS_server_file);
+  options.transpose = absl::GetFlag(FLAGS_transpose);
+  options.quantize = absl::GetFlag(FLAGS_quantize);
   options.wait = absl::GetFlag(FLAGS_wait);
   options.service = absl::GetFlag(FLAGS_service);
   options.shapes = absl::GetFlag(FLAGS_shapes);

@@ -32,7 +32,8 @@ struct CommandOptions {
   uint64_t seed = 1;
 
   // put, get
-  std::string name, tensor, dtype;
+  std::string name, tensor, dtype, quantize;
+  bool server_file = false, transpose = false;
 
   // health, warmup
   absl::Duration wait;

@@ -59,7 +59,9 @@ Json ToJson(const v1::Tensor& tensor) {
           {"byte_size", tensor.byte_size()},
           {"bytes_written", tensor.bytes_written()},
           {"references", tensor.references()},
-          {"device", tensor.device()}};
+          {"device", tensor.device()},
+          {"sf_id", tensor.sf_id()},
+          {"read_only", tensor.read_only()}};
 }
 
 void PrintTensors(const CommandOptions& options, const Json& json, const std::vector<v1::Tensor>& tensors) {
@@ -72,27 +74,69 @@ void PrintTensors(const CommandOptions& options, const Json& json, const std::ve
   Print(options, json, table.ToString());
 }
 
+absl::StatusOr<QuantizeBlock> ParseQuantize(const std::string& text) {
+  if (text.empty()) return QuantizeBlock::kUnset;
+  if (text == "1x128") return QuantizeBlock::k1x128;
+  if (text == "128x128") return QuantizeBlock::k128x128;
+  return absl::InvalidArgumentError(absl::StrCat("--quantize: expected 1x128 or 128x128, got \"", text, "\""));
+}
+
+// A tensor with the bytes of the array; none is left behind after an error.
+absl::StatusOr<v1::Tensor> Upload(Client* client, const TensorSpec& spec, const StoredArray& array) {
+  const absl::StatusOr<v1::Tensor> created = client->CreateTensor(spec);
+  if (!created.ok()) return created.status();
+  const absl::Status written =
+      client->WriteTensor(created->id(), Inline<char>(array.bytes, array.dtype, array.shape).bytes);
+  if (!written.ok()) {
+    client->DeleteTensor(created->id()).IgnoreError();  // Half a tensor is of no use; the first error is told.
+    return written;
+  }
+  return client->GetTensor(created->id());
+}
+
 }  // namespace
 
 absl::Status RunPut(const CommandOptions& options) {
+  TensorContent content;
+  content.transpose = options.transpose;
+  const absl::StatusOr<QuantizeBlock> quantize = ParseQuantize(options.quantize);
+  if (!quantize.ok()) return quantize.status();
+  content.quantize = *quantize;
+  if (options.server_file && !options.dtype.empty()) {
+    return absl::InvalidArgumentError("--dtype: expected none with --server_file, which says itself what it holds");
+  }
   const std::string& path = options.arguments[0];
-  const absl::StatusOr<StoredArray> array = ReadArray(options, path);
+  absl::StatusOr<StoredArray> array = StoredArray();
+  if (!options.server_file) array = ReadArray(options, path);
   if (!array.ok()) return array.status();
   const absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect(options.server, options.connect);
   if (!client.ok()) return client.status();
   // Shared, or else it would go with this program's session.
-  const TensorSpec spec{array->dtype, array->shape, options.name.empty() ? Stem(path) : options.name, true};
-  const absl::StatusOr<v1::Tensor> created = (*client)->CreateTensor(spec);
-  if (!created.ok()) return created.status();
-  const absl::Status written =
-      (*client)->WriteTensor(created->id(), Inline<char>(array->bytes, array->dtype, array->shape).bytes);
-  if (!written.ok()) {
-    (*client)->DeleteTensor(created->id()).IgnoreError();  // Half a tensor is of no use; the first error is told.
-    return written;
+  TensorSpec spec{.name = options.name.empty() ? Stem(path) : options.name, .shared = true};
+  absl::StatusOr<v1::Tensor> tensor = absl::UnknownError("");
+  if (options.server_file) {
+    content.file = path;
+    content.file_tensor = options.tensor;
+    tensor = (*client)->CreateTensor(spec, content);
+  } else if (content.transpose || content.quantize != QuantizeBlock::kUnset) {
+    // Where it is changed, it is a private tensor first, which goes with the session.
+    const absl::StatusOr<v1::Tensor> raw = Upload(client->get(), {array->dtype, array->shape}, *array);
+    if (!raw.ok()) return raw.status();
+    content.data = Resident(raw->id());
+    tensor = (*client)->CreateTensor(spec, content);
+  } else {
+    spec.dtype = array->dtype;
+    spec.shape = array->shape;
+    tensor = Upload(client->get(), spec, *array);
   }
-  const absl::StatusOr<v1::Tensor> tensor = (*client)->GetTensor(created->id());
   if (!tensor.ok()) return tensor.status();
-  PrintTensors(options, ToJson(*tensor), {*tensor});
+  std::vector<v1::Tensor> made = {*tensor};
+  if (tensor->sf_id() != 0) {
+    const absl::StatusOr<v1::Tensor> scales = (*client)->GetTensor(tensor->sf_id());
+    if (!scales.ok()) return scales.status();
+    made.push_back(*scales);
+  }
+  PrintTensors(options, ToJson(*tensor), made);
   return absl::OkStatus();
 }
 

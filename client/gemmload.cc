@@ -10,6 +10,8 @@
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 #include "absl/time/time.h"
 
 #include <cstdint>
@@ -25,7 +27,15 @@ ABSL_FLAG(std::string, arrival, "poisson", "Open loop: constant or poisson.");
 ABSL_FLAG(int64_t, max_in_flight, 64,
           "Open loop: most requests in flight; what waits for its turn is late, and counted so.");
 ABSL_FLAG(std::string, transport, "host", "Of A and D: inline or host.");
-ABSL_FLAG(std::string, weights, "resident", "B: resident (made once), or request (travels like A).");
+ABSL_FLAG(
+    std::string, weights, "resident",
+    "B: resident (made once), request (travels like A), or name:NAME: the shared tensor NAME with the scale factors "
+    "NAME.sf, as gemmd's --tensor_manifest makes them; every shape must fit it, and --check cannot be had.");
+ABSL_FLAG(
+    bool, round_robin, false,
+    "Spread requests over all daemons of --server=dns:///NAME:PORT or ipv4:HOST:PORT,HOST:PORT that are healthy, "
+    "and send again what one that goes away has refused. Without a session: --transport=inline, and --weights not "
+    "resident.");
 ABSL_FLAG(std::string, path, "unary", "unary or stream.");
 ABSL_FLAG(std::string, shapes, "tiny",
           "tiny, deepseek_decode, deepseek_prefill, moe, or a file of SHARE OP M N K [GROUPS].");
@@ -64,17 +74,29 @@ absl::StatusOr<gemmd::LoadOptions> OptionsFromFlags() {
   gemmd::LoadOptions options;
   const auto open = OneOf("mode", absl::GetFlag(FLAGS_mode), "closed", "open");
   const auto stream = OneOf("path", absl::GetFlag(FLAGS_path), "unary", "stream");
-  const auto resident = OneOf("weights", absl::GetFlag(FLAGS_weights), "request", "resident");
+  const std::string weights_flag = absl::GetFlag(FLAGS_weights);
+  absl::string_view weights = weights_flag;
+  if (absl::ConsumePrefix(&weights, "name:")) options.weights_name = std::string(weights);
+  const bool named = !options.weights_name.empty();
+  const auto resident = named ? absl::StatusOr<bool>(false) : OneOf("weights", weights_flag, "request", "resident");
   const auto host = OneOf("transport", absl::GetFlag(FLAGS_transport), "inline", "host");
   const auto arrival = gemmd::ParseArrival(absl::GetFlag(FLAGS_arrival));
   for (const absl::Status& status :
        {open.status(), stream.status(), resident.status(), host.status(), arrival.status()}) {
     if (!status.ok()) return status;
   }
+  if (absl::GetFlag(FLAGS_round_robin) && (*host || *resident)) {
+    return absl::InvalidArgumentError("round_robin: expected --transport=inline and --weights=request or name:NAME");
+  }
+  if (named && absl::GetFlag(FLAGS_check)) {
+    return absl::InvalidArgumentError("check: expected --weights=resident or request, whose values are known here");
+  }
   const absl::StatusOr<gemmd::ServerToConnect> server = gemmd::ServerFromFlags("gemmload");
   if (!server.ok()) return server.status();
   options.server = server->address;
   options.connect = server->options;
+  options.connect.round_robin = absl::GetFlag(FLAGS_round_robin);
+  options.connect.open_session = !options.connect.round_robin;
   options.open_loop = *open;
   options.stream = *stream;
   options.resident_weights = *resident;

@@ -131,7 +131,9 @@ absl::Status LoadRun::SetUpWeights(Connection* connection, bool first) {
         weights = connection->weights[earlier];
       }
     }
-    if (weights == nullptr && spec.op != Op::kQuantize) {
+    if (!options_.weights_name.empty() && spec.op != Op::kQuantize) {
+      weights = Weights::Named(spec, options_.weights_name);
+    } else if (weights == nullptr && spec.op != Op::kQuantize) {
       const std::string name = shared ? absl::StrCat("gemmload-", getpid(), "-", entry) : "";
       const auto made = Weights::Create(connection->client.get(), spec, transport, options_.seed + entry, name);
       if (!made.ok()) return made.status();

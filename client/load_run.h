@@ -25,6 +25,7 @@ struct LoadOptions {
   std::vector<MixEntry> mix;
   Transport transport = Transport::kHost;  // Of A and D.
   bool resident_weights = true;            // False: B travels like A.
+  std::string weights_name = {};           // B is the shared tensor of this name; wins over resident_weights.
   bool stream = false;
   bool open_loop = false;
   int64_t slots = 8;  // Closed: concurrency. Open: most in flight; beyond, sending is late (and latency shows it).

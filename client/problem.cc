@@ -254,6 +254,13 @@ absl::StatusOr<std::shared_ptr<const Weights>> Weights::Create(Client* client, c
   return std::shared_ptr<const Weights>(weights);
 }
 
+std::shared_ptr<const Weights> Weights::Named(const ProblemSpec& spec, const std::string& name) {
+  std::shared_ptr<Weights> weights(new Weights);
+  weights->b_ = ResidentNamed(name);
+  if (spec.scaling != Scaling::kNone) weights->sfb_ = ResidentNamed(absl::StrCat(name, ".sf"));
+  return weights;
+}
+
 Weights::~Weights() {
   // A failure means that the session is gone, and its private tensors with it.
   for (const uint64_t id : tensor_ids_) client_->DeleteTensor(id).IgnoreError();

@@ -87,6 +87,9 @@ class Weights {
   static absl::StatusOr<std::shared_ptr<const Weights>> Create(Client* client, const ProblemSpec& spec,
                                                                Transport transport, uint64_t seed,
                                                                const std::string& shared_name = "");
+  // The shared tensor `name` and, for FP8, its scale factors `name`.sf, which the daemon has. Their values are not
+  // known here: problems with them cannot be checked.
+  static std::shared_ptr<const Weights> Named(const ProblemSpec& spec, const std::string& name);
   ~Weights();
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;

@@ -9,28 +9,6 @@
 #include <sstream>
 
 namespace gemmd {
-namespace {
-
-constexpr int64_t kMaxBytes = int64_t{1} << 62;
-
-}  // namespace
-
-absl::StatusOr<int64_t> ByteSizeOf(DType dtype, absl::Span<const int64_t> shape) {
-  int64_t bytes = ByteSize(dtype);
-  bool empty = false;
-  for (const int64_t extent : shape) {
-    if (extent < 0)
-      return absl::InvalidArgumentError(absl::StrCat("shape: expected extents of at least 0, got ", extent));
-    if (extent == 0) {
-      empty = true;
-      continue;
-    }
-    if (bytes > kMaxBytes / extent) return absl::InvalidArgumentError("shape: expected at most 2^62 bytes, got more");
-    bytes *= extent;
-  }
-  return empty ? 0 : bytes;
-}
-
 absl::StatusOr<DType> ParseDType(absl::string_view name) {
   for (const DType dtype : {DType::kE4m3, DType::kBf16, DType::kF32, DType::kI32, DType::kI64, DType::kU8}) {
     if (name == Name(dtype)) return dtype;

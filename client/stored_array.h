@@ -8,7 +8,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "absl/types/span.h"
 
 #include <cstdint>
 #include <string>
@@ -22,9 +21,6 @@ struct StoredArray {
   std::vector<int64_t> shape;
   std::string bytes;
 };
-
-// Bytes of an array of this shape. Errors: INVALID_ARGUMENT (negative extent, or more than 2^62 bytes).
-absl::StatusOr<int64_t> ByteSizeOf(DType dtype, absl::Span<const int64_t> shape);
 
 // "e4m3", "bf16", "f32", "i32", "i64", "u8". Errors: INVALID_ARGUMENT.
 absl::StatusOr<DType> ParseDType(absl::string_view name);

@@ -24,6 +24,12 @@ TensorView Resident(uint64_t tensor_id) {
   return view;
 }
 
+TensorView ResidentNamed(std::string name) {
+  TensorView view{.source = TensorView::Source::kNamed};
+  view.name = std::move(name);
+  return view;
+}
+
 v1::DType ToProto(DType dtype) { return static_cast<v1::DType>(dtype); }
 DType FromProto(v1::DType dtype) { return static_cast<DType>(dtype); }
 
@@ -43,6 +49,9 @@ void ToProto(const TensorView& view, v1::TensorRef* ref) {
       break;
     case TensorView::Source::kResident:
       ref->set_tensor_id(view.id);
+      break;
+    case TensorView::Source::kNamed:
+      ref->set_tensor_name(view.name);
       break;
   }
 }

@@ -11,13 +11,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <utility>
 #include <vector>
 
 namespace gemmd {
 
 struct TensorView {
-  enum class Source { kNone, kInline, kRegion, kResident };
+  enum class Source { kNone, kInline, kRegion, kResident, kNamed };
 
   Source source = Source::kNone;
   DType dtype = DType::kNone;
@@ -26,6 +27,7 @@ struct TensorView {
   absl::Span<const std::byte> bytes = {};  // kInline. Must stay valid until the call has copied them into its request.
   uint64_t id = 0;                         // Region (kRegion) or resident tensor (kResident).
   uint64_t offset = 0;                     // kRegion: bytes from its start.
+  std::string name = {};                   // kNamed.
 };
 
 // Elements that travel with the request.
@@ -45,6 +47,8 @@ TensorView InRegion(uint64_t region_id, uint64_t offset, DType dtype, std::vecto
 
 // A whole resident tensor, with its own dtype and shape.
 TensorView Resident(uint64_t tensor_id);
+// The same by name: a shared one of this user, or one of the daemon's manifest (for which no session is needed).
+TensorView ResidentNamed(std::string name);
 
 v1::DType ToProto(DType dtype);
 DType FromProto(v1::DType dtype);

@@ -48,7 +48,8 @@ struct BatchKey {
   }
 };
 
-// None for operations that never merge: k-grouped, quantize, copy, and masked ones whose rows only the device knows.
+// None for operations that never merge: k-grouped, quantize, copy, transpose, and masked ones whose rows only the
+// device knows.
 std::optional<BatchKey> BatchKeyOf(const Gemm& gemm);
 
 // Rows of A that the job multiplies: what it adds to a merged launch.

@@ -19,6 +19,7 @@ double Flops(const Gemm& gemm) {
     case Op::kQuantize:
     case Op::kCopy:
     case Op::kCancel:
+    case Op::kTranspose:
       break;
   }
   return 0;

@@ -43,8 +43,8 @@ struct Gemm {
   Scaling scaling = Scaling::kUnset;
   QuantizeBlock quantize_block = QuantizeBlock::kUnset;
   bool accumulate = false;
-  int64_t m = 0;                     // Rows of A; M_max for kMGroupedMasked. Quantize: rows of x. Copy: 1.
-  int64_t n = 0;                     // Rows of B. 0 for quantize and copy.
+  int64_t m = 0;                     // Rows of A; M_max for kMGroupedMasked. Quantize, transpose: rows of x. Copy: 1.
+  int64_t n = 0;                     // Rows of B. 0 for quantize, copy and transpose.
   int64_t k = 0;                     // kKGrouped: sum of K_g. Copy: bytes.
   int64_t groups = 0;                // 0 for operations without groups.
   std::vector<RowSegment> segments;  // m-grouped operations, by group, then row.

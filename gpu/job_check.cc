@@ -123,6 +123,9 @@ class Check {
         return CheckGroupArrayExtent();
       case Op::kQuantize:
         return CheckQuantizeExtents(a.shape[0], a.shape[1]);
+      case Op::kTranspose:
+        SetDimensions(a.shape[0], 0, a.shape[1], 0);
+        return Expect(OperandIndex::kD, {a.shape[1], a.shape[0]});
       default:  // Op::kCopy.
         SetDimensions(1, 0, a.shape[0], 0);
         return Expect(OperandIndex::kD, {a.shape[0]});

@@ -27,7 +27,7 @@ Reason CheckFlags(const JobDescriptor& job) {
 }
 
 Reason CheckScaling(const JobDescriptor& job) {
-  if (job.op == Op::kQuantize || job.op == Op::kCopy) {
+  if (job.op == Op::kQuantize || job.op == Op::kCopy || job.op == Op::kTranspose) {
     return job.scaling == Scaling::kUnset ? Reason{} : Unexpected(JobField::kScaling);
   }
   switch (job.scaling) {
@@ -105,6 +105,16 @@ OperationRules CopyRules() {
   return rules;
 }
 
+OperationRules TransposeRules(const JobDescriptor& job) {
+  OperationRules rules;
+  const DType dtype = job.operand(OperandIndex::kA).dtype;
+  // One that is not in the set is refused at A, before D is looked at.
+  const DTypeSet same = dtype <= DType::kU8 ? SetOf(dtype) : 0;
+  rules.operand(OperandIndex::kA) = {true, kE4m3 | kBf16 | kF32, 2, Layout::kElements};
+  rules.operand(OperandIndex::kD) = {true, same, 2, Layout::kElements};
+  return rules;
+}
+
 OperationRules KGroupedRules(const JobDescriptor& job) {
   OperationRules rules;
   const bool fp8 = job.scaling != Scaling::kNone;
@@ -143,7 +153,8 @@ OperationRules ProductRules(const JobDescriptor& job) {
 }  // namespace
 
 Reason CheckHeader(const JobDescriptor& job) {
-  if (job.op < Op::kDense || job.op > Op::kCopy) return UnknownValue(JobField::kOp, static_cast<int64_t>(job.op));
+  const bool known = (job.op >= Op::kDense && job.op <= Op::kCopy) || job.op == Op::kTranspose;
+  if (!known) return UnknownValue(JobField::kOp, static_cast<int64_t>(job.op));
   if (const Reason reason = CheckFlags(job); reason.rule != Rule::kNone) return reason;
   if (job.priority > kMaxPriority) {
     return {.field = JobField::kPriority, .rule = Rule::kUnknownValue, .expected = kMaxPriority, .got = job.priority};
@@ -156,6 +167,7 @@ Reason CheckHeader(const JobDescriptor& job) {
 OperationRules RulesOf(const JobDescriptor& job) {
   if (job.op == Op::kQuantize) return QuantizeRules(job);
   if (job.op == Op::kCopy) return CopyRules();
+  if (job.op == Op::kTranspose) return TransposeRules(job);
   if (job.op == Op::kKGrouped) return KGroupedRules(job);
   return ProductRules(job);
 }

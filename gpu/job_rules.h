@@ -17,6 +17,7 @@ enum class Layout : uint8_t {
   kFlat,         // Rank 1, first element on 16 bytes.
   kGroupArray,   // Rank 1.
   kBytes,        // Rank 1, any alignment.
+  kElements,     // Last stride 1, any other pitch; the first element aligned to its size.
 };
 
 // A set of DType values, one bit each.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "proto/element_type.h"
 
+#include "absl/strings/str_cat.h"
+
 #include <array>
 #include <bit>
 #include <cmath>
@@ -26,7 +28,26 @@ std::array<float, 256> MakeE4m3Table() {
   return table;
 }
 
+// Of a stored array: so that sizes and offsets of files can be added without overflow.
+constexpr int64_t kMaxBytes = int64_t{1} << 62;
+
 }  // namespace
+
+absl::StatusOr<int64_t> ByteSizeOf(DType dtype, absl::Span<const int64_t> shape) {
+  int64_t bytes = ByteSize(dtype);
+  bool empty = false;
+  for (const int64_t extent : shape) {
+    if (extent < 0)
+      return absl::InvalidArgumentError(absl::StrCat("shape: expected extents of at least 0, got ", extent));
+    if (extent == 0) {
+      empty = true;
+      continue;
+    }
+    if (bytes > kMaxBytes / extent) return absl::InvalidArgumentError("shape: expected at most 2^62 bytes, got more");
+    bytes *= extent;
+  }
+  return empty ? 0 : bytes;
+}
 
 absl::string_view Name(DType dtype) {
   switch (dtype) {

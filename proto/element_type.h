@@ -4,7 +4,9 @@
 #ifndef GEMMD_PROTO_ELEMENT_TYPE_H_
 #define GEMMD_PROTO_ELEMENT_TYPE_H_
 
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 
 #include <cstdint>
 
@@ -31,6 +33,9 @@ constexpr int64_t ByteSize(DType dtype) {
   }
   return 0;
 }
+
+// Bytes of an array of this shape. Errors: INVALID_ARGUMENT (negative extent, or more than 2^62 bytes).
+absl::StatusOr<int64_t> ByteSizeOf(DType dtype, absl::Span<const int64_t> shape);
 
 // "e4m3", "bf16", ...; "none" for kNone, "invalid" for a value outside the enum.
 absl::string_view Name(DType dtype);

@@ -202,6 +202,8 @@ absl::string_view Name(Op op) {
       return "copy";
     case Op::kCancel:
       return "cancel";
+    case Op::kTranspose:
+      return "transpose";
   }
   return "invalid";
 }

@@ -27,6 +27,8 @@ enum class Op : uint8_t {
   kQuantize = 5,
   kCopy = 6,    // Bytes from operand kA to operand kD; both U8, rank 1, equal length.
   kCancel = 7,  // Drop job `cancel_job_id` if it still waits. Has no completion of its own.
+  // Operand kA [R,C] to operand kD [C,R], of one element type. For weights given as [K,N]; no request asks for it.
+  kTranspose = 8,
 };
 
 // Same numbers as gemmd.v1.Scaling.

@@ -20,7 +20,7 @@ struct CopyRunner::State {
 CopyRunner::CopyRunner(WorkerPool& pool, std::shared_ptr<Session> session)
     : pool_(pool), session_(std::move(session)), state_(std::make_shared<State>()) {}
 
-void CopyRunner::Start(const CopySpec& spec, int worker, const Done& done) {
+void CopyRunner::Start(const JobDescriptor& job, int worker, const Done& done) {
   absl::StatusOr<JobTicket> ticket = session_->AdmitJob();
   if (!ticket.ok()) {
     done(ticket.status());
@@ -30,23 +30,23 @@ void CopyRunner::Start(const CopySpec& spec, int worker, const Done& done) {
   WorkerPool& pool = pool_;
   const std::shared_ptr<State> state = state_;
   auto held = std::make_shared<JobTicket>(*std::move(ticket));
-  const absl::StatusOr<SubmittedJob> job =
-      pool.Submit(MakeCopyJob(spec), worker, [held, done](const absl::Status& status, const JobCompletion& completion) {
+  const absl::StatusOr<SubmittedJob> submitted =
+      pool.Submit(job, worker, [held, done](const absl::Status& status, const JobCompletion& completion) {
         *held = JobTicket();
         done(StatusOfJob(status, completion));
       });
-  if (!job.ok()) {
+  if (!submitted.ok()) {
     *held = JobTicket();
-    done(job.status());
+    done(submitted.status());
     return;
   }
   bool cancelled = false;
   {
     absl::MutexLock lock(&state->mutex);
-    state->job = *job;
+    state->job = *submitted;
     cancelled = state->cancelled;
   }
-  if (cancelled) pool.Cancel(*job);
+  if (cancelled) pool.Cancel(*submitted);
 }
 
 void CopyRunner::Cancel() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs copy jobs for one call of the Tensors service, one at a time, within its session's allowance, and cancels the
-// one that waits when the call is cancelled.
+// Runs copy jobs, and what else fills tensors, for one call of the Tensors service, one at a time, within its session's
+// allowance, and cancels the one that waits when the call is cancelled.
 #ifndef GEMMD_SERVER_COPY_RUNNER_H_
 #define GEMMD_SERVER_COPY_RUNNER_H_
 
@@ -25,7 +25,9 @@ class CopyRunner {
 
   // Starts a job in `worker`. `done` is called exactly once, on this thread or one of the pool; it may destroy the
   // runner. Memory that the job names must stay until then.
-  void Start(const CopySpec& spec, int worker, const Done& done);
+  void Start(const CopySpec& spec, int worker, const Done& done) { Start(MakeCopyJob(spec), worker, done); }
+  // The same for any job that moves bytes between the service's memory.
+  void Start(const JobDescriptor& job, int worker, const Done& done);
 
   // Asks the worker to drop the job that runs now, if any, and every later one.
   void Cancel();

@@ -7,6 +7,8 @@
 #include "server/debug_pages.h"
 #include "server/gpu_telemetry.h"
 #include "server/state_collector.h"
+#include "server/tensor_creation.h"
+#include "server/tensor_manifest.h"
 #include "server/tls.h"
 #include "server/warm_up.h"
 
@@ -71,6 +73,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(ServerOptions options, std
   if (absl::Status status = PrepareSocketPath(daemon->options_.listen.unix_path); !status.ok()) return status;
   if (absl::Status status = daemon->StartWorkers(); !status.ok()) return status;
   if (absl::Status status = daemon->StartServices(std::move(start_drain)); !status.ok()) return status;
+  if (absl::Status status = daemon->LoadTensors(); !status.ok()) return status;
   if (absl::Status status = daemon->StartListeners(); !status.ok()) return status;
   return daemon;
 }
@@ -111,13 +114,17 @@ absl::Status Daemon::StartServices(std::function<void()> start_drain) {
       StagingArena::Create(static_cast<uint64_t>(options_.arena_bytes), *pool_);
   if (!arena.ok()) return arena.status();
   arena_ = *std::move(arena);
+  absl::StatusOr<TensorFiles> files = TensorFiles::Open(options_.tensor_dirs);
+  if (!files.ok()) return files.status();
+  tensor_files_ = *std::move(files);
+  file_thread_ = std::make_unique<FileThread>();
   authenticator_ = std::make_unique<Authenticator>(*sessions_);
   builder_ = std::make_unique<JobBuilder>(Memory{*regions_, *tensors_, *arena_},
                                           static_cast<uint64_t>(options_.max_message_bytes - kResponseOverhead));
   gemm_service_ = std::make_unique<GemmService>(
       GemmParts{*pool_, *authenticator_, *builder_, gate_, metrics_, requests_}, GemmServiceLimits{});
-  tensor_service_ = std::make_unique<TensorService>(
-      TensorService::Parts{*tensors_, *regions_, *arena_, *pool_, *authenticator_, gate_});
+  tensor_service_ = std::make_unique<TensorService>(TensorService::Parts{
+      *tensors_, *regions_, *arena_, *pool_, *authenticator_, gate_, tensor_files_, *file_thread_});
   session_service_ = std::make_unique<SessionService>(*sessions_, *regions_, *authenticator_);
   AdminSettings settings;
   settings.version = kVersion;
@@ -128,6 +135,18 @@ absl::Status Daemon::StartServices(std::function<void()> start_drain) {
   settings.start_drain = std::move(start_drain);
   admin_service_ = std::make_unique<AdminService>(
       AdminParts{*pool_, *regions_, *tensors_, *sessions_, *health_, requests_}, std::move(settings));
+  return absl::OkStatus();
+}
+
+absl::Status Daemon::LoadTensors() {
+  if (options_.tensor_manifest.empty()) return absl::OkStatus();
+  const TensorMakers makers{*tensors_, *regions_, *arena_, *pool_, tensor_files_, *file_thread_};
+  const absl::StatusOr<TensorTotals> loaded = LoadTensorManifest(options_.tensor_manifest, makers);
+  if (!loaded.ok()) {
+    return absl::Status(loaded.status().code(),
+                        absl::StrCat("--tensor_manifest: ", options_.tensor_manifest, ": ", loaded.status().message()));
+  }
+  spdlog::info("{} tensors of the manifest, {} bytes", loaded->tensors, loaded->bytes);
   return absl::OkStatus();
 }
 

@@ -8,6 +8,7 @@
 #include "server/authenticator.h"
 #include "server/broker.h"
 #include "server/drain_gate.h"
+#include "server/file_thread.h"
 #include "server/gemm_service.h"
 #include "server/grpc_pollers.h"
 #include "server/health.h"
@@ -22,6 +23,7 @@
 #include "server/session_registry.h"
 #include "server/session_service.h"
 #include "server/staging_arena.h"
+#include "server/tensor_files.h"
 #include "server/tensor_registry.h"
 #include "server/tensor_service.h"
 #include "server/token_guard.h"
@@ -61,6 +63,7 @@ class Daemon {
   absl::Status OpenTokens();
   absl::Status StartWorkers();
   absl::Status StartServices(std::function<void()> start_drain);
+  absl::Status LoadTensors();
   absl::Status StartListeners();
 
   const ServerOptions options_;
@@ -76,6 +79,8 @@ class Daemon {
   std::shared_ptr<TensorRegistry> tensors_;
   std::unique_ptr<SessionRegistry> sessions_;
   std::unique_ptr<StagingArena> arena_;
+  TensorFiles tensor_files_;
+  std::unique_ptr<FileThread> file_thread_;
   std::unique_ptr<Authenticator> authenticator_;
   std::unique_ptr<JobBuilder> builder_;
   std::unique_ptr<GemmService> gemm_service_;

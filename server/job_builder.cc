@@ -236,7 +236,7 @@ absl::Status Builder::AddKGrouped(const v1::KGrouped& grouped) {
                                    {OperandIndex::kGroups, "ks", GEMMD_REF(grouped, ks)}});
   if (!status.ok()) return status;
   // A and B are flat, so that M and N stand in D's shape only.
-  if (grouped.d().shape_size() == 0 && !grouped.d().has_tensor_id()) {
+  if (grouped.d().shape_size() == 0 && !grouped.d().has_tensor_id() && !grouped.d().has_tensor_name()) {
     return Invalid("d.shape", ": expected 3 dimensions, got none");
   }
   return AddOutput({OperandIndex::kD, "d", GEMMD_REF(grouped, d)}, DType::kF32, {});
@@ -270,6 +270,7 @@ absl::Status Builder::AddInput(const OperandSource& source) {
     case v1::TensorRef::kSlice:
       return AddSlice(source);
     case v1::TensorRef::kTensorId:
+    case v1::TensorRef::kTensorName:
       return AddTensor(source);
     case v1::TensorRef::kInline:
       break;
@@ -339,7 +340,7 @@ absl::Status Builder::AddLayout(const OperandSource& source) {
     return Invalid(source.field,
                    absl::StrCat(".shape: expected at most ", kMaxRank, " dimensions, got ", ref.shape_size()));
   }
-  const bool is_inline = !ref.has_slice() && !ref.has_tensor_id();
+  const bool is_inline = !ref.has_slice() && !ref.has_tensor_id() && !ref.has_tensor_name();
   if (ref.strides_size() != 0 && (is_inline || ref.strides_size() != ref.shape_size())) {
     return Invalid(source.field,
                    absl::StrCat(".strides: expected ", is_inline ? 0 : ref.shape_size(), ", got ", ref.strides_size()));
@@ -365,8 +366,15 @@ absl::Status Builder::AddSlice(const OperandSource& source) {
 
 absl::Status Builder::AddTensor(const OperandSource& source) {
   if (absl::Status status = AddLayout(source); !status.ok()) return status;
-  absl::StatusOr<TensorView> tensor = memory_.tensors.Find(session_, source.ref->tensor_id());
+  absl::StatusOr<TensorView> tensor = source.ref->has_tensor_name()
+                                          ? memory_.tensors.FindByName(session_, source.ref->tensor_name())
+                                          : memory_.tensors.Find(session_, source.ref->tensor_id());
   if (!tensor.ok()) return WithField(source.field, tensor.status());
+  const bool is_output = source.index == OperandIndex::kD || source.index == OperandIndex::kSfd;
+  if (is_output && tensor->read_only) {
+    return absl::PermissionDeniedError(
+        absl::StrCat(source.field, ": expected a tensor that may be written, got one of the daemon's manifest"));
+  }
   OperandDescriptor& descriptor = operand(source.index);
   descriptor.region = tensor->region_id;
   if (descriptor.dtype == DType::kNone) descriptor.dtype = tensor->dtype;

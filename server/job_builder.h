@@ -65,7 +65,8 @@ class JobBuilder {
   JobBuilder(Memory memory, uint64_t max_inline_bytes) : memory_(memory), max_inline_bytes_(max_inline_bytes) {}
 
   // The deadline is left for the caller to set. Errors name the field: INVALID_ARGUMENT, NOT_FOUND, UNAUTHENTICATED (a
-  // slice or tensor without a session), FAILED_PRECONDITION (region closing; tensors on different workers),
+  // slice, or tensor that is not of the manifest, without a session), PERMISSION_DENIED (result in a
+  // tensor of the manifest), FAILED_PRECONDITION (region closing; tensors on different workers),
   // RESOURCE_EXHAUSTED (arena).
   absl::StatusOr<BuiltJob> Build(const v1::RunRequest& request, const Session& session) const;
 

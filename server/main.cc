@@ -57,6 +57,13 @@ ABSL_FLAG(
     "JSON file of shapes, the fields of gemmd.v1.WarmUpRequest: {\"shapes\": [{\"op\": \"DENSE\", \"scaling\": "
     "\"SCALING_1D2D\", \"d_dtype\": \"BF16\", \"m\": 0, \"n\": 2112, \"k\": 7168}]}. Every worker prepares them before "
     "gemmd is ready; one that is started again does so while it works.");
+ABSL_FLAG(std::string, tensor_dirs, "",
+          "Directories whose .safetensors files clients may make tensors from, separated by commas: whoever may open a "
+          "session can then read all tensors of all of them; empty: none.");
+ABSL_FLAG(std::string, tensor_manifest, "",
+          "JSON file of tensors, the fields of gemmd.v1.CreateTensorRequest: {\"tensors\": [{\"name\": \"layer0.w\", "
+          "\"file\": {\"path\": \"model.safetensors\", \"tensor\": \"w\"}, \"transpose\": true, \"quantize\": "
+          "\"BLOCK_128X128\"}]}. They are there before gemmd is ready, and everybody may name them.");
 ABSL_FLAG(absl::Duration, worker_start_timeout, absl::Seconds(60),
           "How long a worker may take to be ready before it is killed and started again.");
 
@@ -69,6 +76,9 @@ ABSL_FLAG(int64_t, max_message_bytes, gemmd::ServerOptions().max_message_bytes,
 ABSL_FLAG(int64_t, arena_bytes, gemmd::ServerOptions().arena_bytes,
           "Memory for inline operands and results of all requests in flight.");
 ABSL_FLAG(int, max_concurrent_streams, gemmd::ServerOptions().max_concurrent_streams, "Calls of one connection.");
+ABSL_FLAG(absl::Duration, max_connection_age, gemmd::ServerOptions().max_connection_age,
+          "After this time, give or take a tenth, a gRPC connection ends as soon as its calls are done: clients that "
+          "balance over several servers then look again which there are; inf: never.");
 ABSL_FLAG(uint32_t, max_sessions, gemmd::Quotas().sessions, "Open sessions in all.");
 ABSL_FLAG(uint32_t, max_sessions_per_uid, gemmd::Quotas().sessions_per_uid, "Open sessions of one user.");
 ABSL_FLAG(uint32_t, max_regions_per_session, gemmd::Quotas().regions_per_session, "Regions of one session.");
@@ -188,6 +198,11 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   options.worker_threads = absl::GetFlag(FLAGS_worker_threads);
   options.warmup_manifest = absl::GetFlag(FLAGS_warmup_manifest);
+  absl::StatusOr<std::vector<std::string>> tensor_dirs = ParseTensorDirectories(absl::GetFlag(FLAGS_tensor_dirs));
+  if (!tensor_dirs.ok()) return tensor_dirs.status();
+  options.tensor_dirs = *std::move(tensor_dirs);
+  options.tensor_manifest = absl::GetFlag(FLAGS_tensor_manifest);
+  options.max_connection_age = absl::GetFlag(FLAGS_max_connection_age);
   options.merging = absl::GetFlag(FLAGS_merging);
   options.tls = {absl::GetFlag(FLAGS_tls_cert), absl::GetFlag(FLAGS_tls_key), absl::GetFlag(FLAGS_tls_client_ca)};
   options.token_file = absl::GetFlag(FLAGS_token_file);

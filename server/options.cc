@@ -21,6 +21,8 @@ constexpr size_t kMaxUnixPath = sizeof(sockaddr_un::sun_path) - sizeof(kBrokerSu
 
 constexpr int kMaxTraceRequests = 65536;  // Some 10 MB, and as much again in one response of Admin.GetTrace.
 constexpr int64_t kMinMessageBytes = 1 << 16;
+// Below this, clients would do little but connect.
+constexpr absl::Duration kMinConnectionAge = absl::Milliseconds(100);
 constexpr int64_t kMaxMessageBytes = int64_t{1} << 30;  // Protobuf ends at 2 GiB.
 
 bool SplitHostPort(absl::string_view text, absl::string_view& host) {
@@ -85,6 +87,11 @@ absl::Status CheckSizes(const ServerOptions& options) {
   }
   if (options.worker_hang_timeout < absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--worker_hang_timeout: negative");
+  }
+  if (options.max_connection_age < kMinConnectionAge) {
+    return absl::InvalidArgumentError(absl::StrCat("--max_connection_age: expected at least ",
+                                                   absl::FormatDuration(kMinConnectionAge), ", got ",
+                                                   absl::FormatDuration(options.max_connection_age)));
   }
   if (options.worker_threads < 0) return absl::InvalidArgumentError("--worker_threads: expected at least 0");
   if (options.drain_delay < absl::ZeroDuration()) return absl::InvalidArgumentError("--drain_delay: negative");
@@ -154,6 +161,18 @@ absl::StatusOr<std::optional<std::vector<uid_t>>> ParseUids(absl::string_view te
   return uids;
 }
 
+absl::StatusOr<std::vector<std::string>> ParseTensorDirectories(absl::string_view text) {
+  std::vector<std::string> directories;
+  if (text.empty()) return directories;
+  for (const absl::string_view part : absl::StrSplit(text, ',')) {
+    if (!absl::StartsWith(part, "/")) {
+      return absl::InvalidArgumentError(absl::StrCat("--tensor_dirs: expected absolute paths, got \"", part, "\""));
+    }
+    directories.emplace_back(part);
+  }
+  return directories;
+}
+
 bool IsLoopback(absl::string_view host_and_port) {
   absl::string_view host;
   if (!SplitHostPort(host_and_port, host)) return false;
@@ -173,6 +192,9 @@ absl::Status Validate(const ServerOptions& options) {
   if (absl::Status status = CheckTls(options); !status.ok()) return status;
   if (!options.token_file.empty() && options.listen.tcp.empty()) {
     return absl::InvalidArgumentError("--token_file: expected a HOST:PORT in --listen to guard");
+  }
+  if (!options.tensor_manifest.empty() && options.tensor_dirs.empty()) {
+    return absl::InvalidArgumentError("--tensor_manifest: expected --tensor_dirs with it, whose files it names");
   }
   for (const std::string& address : options.listen.tcp) {
     if (IsLoopback(address) || !options.tls.empty() || options.insecure) continue;

@@ -54,7 +54,9 @@ struct ServerOptions {
   std::optional<std::vector<uid_t>> allow_uids;
   std::string token_file;       // Bearer tokens that calls on TCP need; empty: none. Read again when it changes.
   std::string warmup_manifest;  // Shapes that workers prepare before the daemon is ready; empty: none.
-  bool insecure = false;        // Allows TCP on other than loopback addresses without TLS.
+  std::vector<std::string> tensor_dirs;  // Directories whose files tensors may be made from; empty: none.
+  std::string tensor_manifest;           // Tensors that are there before the daemon is ready; empty: none.
+  bool insecure = false;                 // Allows TCP on other than loopback addresses without TLS.
   bool admin_over_tcp = false;
   std::string log_level = "info";
   std::string log_format = "text";  // Or "json".
@@ -69,6 +71,9 @@ struct ServerOptions {
   absl::Duration drain_timeout = absl::Seconds(30);
   // Without one completed request while there are some: then a worker hangs, and is killed. Zero: never.
   absl::Duration worker_hang_timeout = absl::Seconds(10);
+  // After which a connection is asked to go once its calls are done, so that clients look for servers again; infinite:
+  // never.
+  absl::Duration max_connection_age = absl::InfiniteDuration();
   // For workers to say that they are ready; a GPU worker compiles kernels first.
   absl::Duration worker_start_timeout = absl::Seconds(60);
 
@@ -102,6 +107,9 @@ absl::StatusOr<std::vector<std::string>> ParseWorkers(absl::string_view text, co
 
 // Numeric user ids, comma-separated; none of them: unset, everybody. Errors: INVALID_ARGUMENT.
 absl::StatusOr<std::optional<std::vector<uid_t>>> ParseUids(absl::string_view text);
+
+// Absolute paths, comma-separated; empty: none. Errors: INVALID_ARGUMENT.
+absl::StatusOr<std::vector<std::string>> ParseTensorDirectories(absl::string_view text);
 
 // True for addresses that only this machine can reach.
 bool IsLoopback(absl::string_view host_and_port);

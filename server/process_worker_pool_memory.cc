@@ -109,7 +109,7 @@ int ProcessWorkerPool::RoomiestWorker() const {
   return best;
 }
 
-void ProcessWorkerPool::AllocateTensor(uint64_t region_id, uint64_t byte_size, AllocateCallback done) {
+void ProcessWorkerPool::AllocateTensor(uint64_t region_id, uint64_t byte_size, int worker, AllocateCallback done) {
   ControlRequest request;
   request.type = ControlRequestType::kAllocate;
   request.region_id = region_id;
@@ -117,8 +117,8 @@ void ProcessWorkerPool::AllocateTensor(uint64_t region_id, uint64_t byte_size, A
   absl::Status status = absl::UnavailableError("no ready worker");
   {
     absl::MutexLock lock(&mutex_);
-    const int worker = RoomiestWorker();
-    if (worker != kAnyWorker) {
+    if (worker == kAnyWorker) worker = RoomiestWorker();
+    if (worker != kAnyWorker && slot(worker).state == WorkerState::kReady) {
       status = slot(worker).link->Control(
           request, nullptr, [this, region_id, byte_size, worker, done](absl::StatusOr<ControlResult> result) {
             if (result.ok()) result->reply.memory_bytes = byte_size;

@@ -43,6 +43,9 @@ namespace {
 
 absl::Status NeedsSession() { return absl::UnauthenticatedError("tensor: resident tensors need a session"); }
 absl::Status Ended() { return absl::UnauthenticatedError("session: it has ended"); }
+absl::Status ReadOnly() {
+  return absl::PermissionDeniedError("tensor: expected one that may be written, got one of the daemon's manifest");
+}
 absl::Status UnknownTensor() { return absl::NotFoundError("tensor: no such tensor for this session"); }
 
 absl::Status CheckName(const TensorSpec& spec) {
@@ -110,6 +113,19 @@ TensorRegistry::TensorRegistry(const Quotas& quotas, WorkerPool& pool)
                                   .bytes_per_identity = quotas.tensor_bytes_per_uid}) {}
 
 void TensorRegistry::CreateTensor(const std::shared_ptr<Session>& session, TensorSpec spec, CreateCallback done) {
+  Reserve(session, std::move(spec), kAnyWorker,
+          [weak = weak_from_this(), done = std::move(done)](const absl::StatusOr<TensorView>& view) {
+            if (!view.ok()) {
+              done(view.status());
+              return;
+            }
+            const auto self = weak.lock();
+            done(self != nullptr ? self->Publish(view->region_id, 0) : absl::UnavailableError("shutting down"));
+          });
+}
+
+void TensorRegistry::Reserve(const std::shared_ptr<Session>& session, TensorSpec spec, int worker,
+                             ReserveCallback done) {
   const absl::StatusOr<uint64_t> byte_size = CheckSpec(*session, spec);
   if (!byte_size.ok()) {
     done(byte_size.status());
@@ -121,30 +137,32 @@ void TensorRegistry::CreateTensor(const std::shared_ptr<Session>& session, Tenso
   view.rank = static_cast<int>(spec.shape.size());
   std::copy(spec.shape.begin(), spec.shape.end(), view.shape.begin());
   view.byte_size = *byte_size;
+  view.read_only = spec.everybody;
   view.pin =
       std::make_shared<PinnedTensor>(weak_from_this(), view.region_id, AccountOf(*session, spec.shared), *byte_size);
-  if (absl::Status status = Reserve(*session, spec, view); !status.ok()) {
+  if (absl::Status status = Add(*session, spec, view); !status.ok()) {
     done(status);
     return;
   }
   const uint64_t id = view.region_id;
   view.pin.reset();  // The registry has its own; the last pin must not end here.
-  pool_.AllocateTensor(id, *byte_size,
-                       [weak = weak_from_this(), id, done = std::move(done)](const absl::StatusOr<int>& worker) {
+  pool_.AllocateTensor(id, *byte_size, worker,
+                       [weak = weak_from_this(), id, done = std::move(done)](const absl::StatusOr<int>& allocated) {
                          const auto self = weak.lock();
                          if (self == nullptr) {
                            done(absl::UnavailableError("shutting down"));
                            return;
                          }
-                         done(self->OnAllocated(id, worker));
+                         done(self->OnAllocated(id, allocated));
                        });
 }
 
-absl::Status TensorRegistry::Reserve(const Session& session, const TensorSpec& spec, const TensorView& view) {
+absl::Status TensorRegistry::Add(const Session& session, const TensorSpec& spec, const TensorView& view) {
   absl::MutexLock lock(&mutex_);
   if (session.closed()) return Ended();
   const SharedName key(session.identity(), spec.name);
-  if (spec.shared && shared_names_.contains(key)) {
+  const bool of_manifest = shared_names_.contains(SharedName(kDaemonIdentity, spec.name));
+  if (spec.shared && (of_manifest || shared_names_.contains(key))) {
     return absl::AlreadyExistsError("name: a shared tensor of this name exists");
   }
   Tensor tensor;
@@ -163,7 +181,7 @@ absl::Status TensorRegistry::Reserve(const Session& session, const TensorSpec& s
   return absl::OkStatus();
 }
 
-absl::StatusOr<TensorRecord> TensorRegistry::OnAllocated(uint64_t tensor_id, const absl::StatusOr<int>& worker) {
+absl::StatusOr<TensorView> TensorRegistry::OnAllocated(uint64_t tensor_id, const absl::StatusOr<int>& worker) {
   std::optional<Tensor> dropped;  // Destroyed after the lock is released.
   absl::MutexLock lock(&mutex_);
   Tensor& tensor = tensors_.at(tensor_id);
@@ -174,12 +192,35 @@ absl::StatusOr<TensorRecord> TensorRegistry::OnAllocated(uint64_t tensor_id, con
   }
   tensor.view.pin->MarkAllocated();
   tensor.view.worker = *worker;
-  tensor.ready = true;
   if (tensor.abandoned) {
     dropped = Extract(tensor_id);
     return Ended();
   }
+  return tensor.view;
+}
+
+absl::StatusOr<TensorRecord> TensorRegistry::Publish(uint64_t tensor_id, uint64_t sf_id) {
+  std::vector<Tensor> dropped;  // Destroyed after the lock is released.
+  absl::MutexLock lock(&mutex_);
+  std::vector<uint64_t> ids = {tensor_id};
+  if (sf_id != 0) ids.push_back(sf_id);
+  const bool abandoned = std::any_of(ids.begin(), ids.end(), [&](uint64_t id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return tensors_.at(id).abandoned;
+  });
+  for (const uint64_t id : ids) {
+    if (abandoned) dropped.push_back(Extract(id));
+    if (!abandoned) tensors_.at(id).ready = true;
+  }
+  if (abandoned) return Ended();
+  Tensor& tensor = tensors_.at(tensor_id);
+  tensor.sf_id = sf_id;
   return RecordOf(tensor);
+}
+
+void TensorRegistry::Discard(uint64_t tensor_id) {
+  std::optional<Tensor> dropped;  // Destroyed after the lock is released.
+  absl::MutexLock lock(&mutex_);
+  if (tensors_.contains(tensor_id)) dropped = Extract(tensor_id);
 }
 
 void TensorRegistry::FreeMemory(uint64_t tensor_id, const UsageLedger::Account& account, uint64_t byte_size) {
@@ -206,15 +247,37 @@ TensorRegistry::Tensor TensorRegistry::Extract(uint64_t tensor_id) {
 
 bool TensorRegistry::MayName(const Session& session, const Tensor& tensor) {
   if (!tensor.ready) return false;
+  if (tensor.view.read_only) return true;
+  if (session.anonymous()) return false;
   return tensor.shared ? tensor.identity == session.identity() : tensor.creator == session.id();
 }
 
 absl::StatusOr<const TensorRegistry::Tensor*> TensorRegistry::FindLocked(const Session& session,
                                                                          uint64_t tensor_id) const {
-  if (session.anonymous()) return NeedsSession();
   const auto found = tensors_.find(tensor_id);
-  if (found == tensors_.end() || !MayName(session, found->second)) return UnknownTensor();
-  return &found->second;
+  if (found != tensors_.end() && MayName(session, found->second)) return &found->second;
+  return session.anonymous() ? NeedsSession() : UnknownTensor();
+}
+
+uint64_t TensorRegistry::IdOf(const Session& session, absl::string_view name) const {
+  for (const Identity& identity : {session.identity(), kDaemonIdentity}) {
+    const auto found = shared_names_.find(SharedName(identity, std::string(name)));
+    if (found != shared_names_.end()) return found->second;
+  }
+  return 0;  // No tensor has this id.
+}
+
+absl::StatusOr<TensorView> TensorRegistry::FindByName(const Session& session, absl::string_view name) const {
+  absl::ReaderMutexLock lock(&mutex_);
+  const absl::StatusOr<const Tensor*> tensor = FindLocked(session, IdOf(session, name));
+  if (!tensor.ok()) return tensor.status();
+  return (*tensor)->view;
+}
+
+absl::StatusOr<TensorView> TensorRegistry::FindWritable(const Session& session, uint64_t tensor_id) const {
+  absl::StatusOr<TensorView> view = Find(session, tensor_id);
+  if (view.ok() && view->read_only) return ReadOnly();
+  return view;
 }
 
 absl::StatusOr<TensorView> TensorRegistry::Find(const Session& session, uint64_t tensor_id) const {
@@ -239,8 +302,7 @@ absl::StatusOr<TensorRecord> TensorRegistry::Get(const Session& session, uint64_
 
 absl::StatusOr<TensorRecord> TensorRegistry::GetByName(const Session& session, absl::string_view name) {
   absl::MutexLock lock(&mutex_);
-  const auto found = shared_names_.find(SharedName(session.identity(), std::string(name)));
-  return AddReference(session, found == shared_names_.end() ? 0 : found->second);  // No tensor has id 0.
+  return AddReference(session, IdOf(session, name));
 }
 
 std::vector<TensorRecord> TensorRegistry::List(const Session& session) const {
@@ -254,10 +316,14 @@ std::vector<TensorRecord> TensorRegistry::List(const Session& session) const {
 }
 
 absl::Status TensorRegistry::Delete(const Session& session, uint64_t tensor_id) {
-  std::optional<Tensor> dropped;  // Destroyed after the lock is released.
+  std::vector<Tensor> dropped;  // Destroyed after the lock is released.
   absl::MutexLock lock(&mutex_);
-  if (absl::Status status = FindLocked(session, tensor_id).status(); !status.ok()) return status;
-  dropped = Extract(tensor_id);
+  const absl::StatusOr<const Tensor*> tensor = FindLocked(session, tensor_id);
+  if (!tensor.ok()) return tensor.status();
+  if ((*tensor)->view.read_only) return ReadOnly();
+  const uint64_t sf_id = (*tensor)->sf_id;
+  dropped.push_back(Extract(tensor_id));
+  if (tensors_.contains(sf_id)) dropped.push_back(Extract(sf_id));
   return absl::OkStatus();
 }
 
@@ -268,7 +334,7 @@ void TensorRegistry::CloseAllOf(const Session& session) {
   for (auto& [tensor_id, tensor] : tensors_) {
     tensor.references.erase(session.id());
     if (tensor.shared || tensor.creator != session.id()) continue;
-    // One that is still being allocated is dropped by OnAllocated.
+    // One that is still being allocated or filled is dropped by whoever does that.
     tensor.abandoned = true;
     if (tensor.ready) ended.push_back(tensor_id);
   }
@@ -280,7 +346,7 @@ void TensorRegistry::AddBytesWritten(const TensorView& view, uint64_t byte_size)
   view.pin->bytes_written().fetch_add(byte_size, std::memory_order_relaxed);
 }
 
-TensorRecord TensorRegistry::RecordOf(const Tensor& tensor) {
+TensorRecord TensorRegistry::RecordOf(const Tensor& tensor) const {
   TensorRecord record;
   record.id = tensor.view.region_id;
   record.name = tensor.name;
@@ -291,6 +357,8 @@ TensorRecord TensorRegistry::RecordOf(const Tensor& tensor) {
   record.bytes_written = tensor.view.pin->bytes_written().load(std::memory_order_relaxed);
   record.references = static_cast<uint32_t>(tensor.references.size());
   record.worker = tensor.view.worker;
+  record.read_only = tensor.view.read_only;
+  record.sf_id = tensors_.contains(tensor.sf_id) ? tensor.sf_id : 0;
   return record;
 }
 

@@ -13,9 +13,10 @@
 #include <vector>
 
 namespace gemmd {
-namespace {
 
 using Workers = std::vector<WorkerSnapshot>;
+
+namespace {
 
 grpc::ServerUnaryReactor* Finished(grpc::CallbackServerContext* context, const absl::Status& status) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
@@ -41,6 +42,14 @@ TensorSpec SpecOf(const v1::CreateTensorRequest& request) {
   return spec;
 }
 
+absl::Status CheckNoContent(const v1::CreateTensorRequest& request) {
+  if (request.transpose()) return absl::InvalidArgumentError("transpose: expected content to transpose, got none");
+  if (request.quantize() == v1::Quantize::BLOCK_UNSPECIFIED) return absl::OkStatus();
+  return absl::InvalidArgumentError("quantize: expected content to quantize, got none");
+}
+
+}  // namespace
+
 void Fill(const TensorRecord& record, const Workers& workers, v1::Tensor& tensor) {
   tensor.set_id(record.id);
   tensor.set_name(record.name);
@@ -52,9 +61,9 @@ void Fill(const TensorRecord& record, const Workers& workers, v1::Tensor& tensor
   tensor.set_references(record.references);
   const auto worker = static_cast<size_t>(record.worker);
   if (record.worker >= 0 && worker < workers.size()) tensor.set_device(workers[worker].traits.device);
+  tensor.set_sf_id(record.sf_id);
+  tensor.set_read_only(record.read_only);
 }
-
-}  // namespace
 
 absl::StatusOr<TransferCall> TensorService::Admit(const grpc::CallbackServerContext& context) const {
   absl::StatusOr<std::shared_ptr<Session>> session = parts_.authenticator.RequireSession(context);
@@ -66,6 +75,12 @@ absl::StatusOr<TransferCall> TensorService::Admit(const grpc::CallbackServerCont
 
 grpc::ServerUnaryReactor* TensorService::Create(grpc::CallbackServerContext* context,
                                                 const v1::CreateTensorRequest* request, v1::Tensor* response) {
+  if (request->content_case() != v1::CreateTensorRequest::CONTENT_NOT_SET) {
+    absl::StatusOr<TransferCall> call = Admit(*context);
+    if (!call.ok()) return Finished(context, call.status());
+    return StartCreateCall(*std::move(call), *request, response);
+  }
+  if (absl::Status status = CheckNoContent(*request); !status.ok()) return Finished(context, status);
   const absl::StatusOr<std::shared_ptr<Session>> session = parts_.authenticator.RequireSession(*context);
   if (!session.ok()) return Finished(context, session.status());
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();

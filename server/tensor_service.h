@@ -8,8 +8,10 @@
 #include "gemmd/v1/tensors.grpc.pb.h"
 #include "server/authenticator.h"
 #include "server/drain_gate.h"
+#include "server/file_thread.h"
 #include "server/region_registry.h"
 #include "server/staging_arena.h"
+#include "server/tensor_files.h"
 #include "server/tensor_registry.h"
 #include "server/worker_pool.h"
 
@@ -32,6 +34,8 @@ class TensorService : public v1::Tensors::CallbackService {
     WorkerPool& pool;
     const Authenticator& authenticator;
     DrainGate& gate;
+    const TensorFiles& files;
+    FileThread& file_thread;
   };
 
   // The parts must outlive the service, and the service its server.

@@ -3,6 +3,7 @@
 
 #include "server/convert.h"
 #include "server/copy_runner.h"
+#include "server/tensor_creation.h"
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
@@ -10,6 +11,7 @@
 #include "absl/synchronization/mutex.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <optional>
 #include <string>
@@ -105,7 +107,7 @@ class WriteReactor : public grpc::ServerReadReactor<v1::WriteTensorRequest> {
       if (request_.tensor_id() == 0 || request_.tensor_id() == tensor_.region_id) return absl::OkStatus();
       return absl::InvalidArgumentError("tensor_id: expected that of the first message, or 0");
     }
-    absl::StatusOr<TensorView> view = call_.parts.tensors.Find(*call_.session, request_.tensor_id());
+    absl::StatusOr<TensorView> view = call_.parts.tensors.FindWritable(*call_.session, request_.tensor_id());
     if (!view.ok()) return view.status();
     tensor_ = *std::move(view);
     return absl::OkStatus();
@@ -184,6 +186,42 @@ class WriteReactor : public grpc::ServerReadReactor<v1::WriteTensorRequest> {
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
+class CreateReactor : public grpc::ServerUnaryReactor {
+ public:
+  CreateReactor(TransferCall call, v1::Tensor* response) : call_(std::move(call)), response_(response) {}
+
+  void Start(const v1::CreateTensorRequest& request) {
+    const TensorService::Parts& parts = call_.parts;
+    creation_ = TensorCreation::Start(
+        TensorMakers{parts.tensors, parts.regions, parts.arena, parts.pool, parts.files, parts.file_thread},
+        {call_.session, call_.deadline_ns, /*everybody=*/false}, request,
+        [this](const absl::StatusOr<TensorRecord>& record) {
+          absl::Status status = record.status();
+          if (record.ok() && cancelled_.load()) {
+            // Nobody would learn the id.
+            (void)call_.parts.tensors.Delete(*call_.session, record->id);
+            status = CancelledCall();
+          } else if (record.ok()) {
+            Fill(*record, call_.parts.pool.Snapshot(), *response_);
+          }
+          Finish(ToGrpcStatus(status));
+        });
+  }
+
+  // Not before Start has returned, since gRPC does not know the reactor until then.
+  void OnCancel() override {
+    cancelled_.store(true);
+    creation_->Cancel();
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  const TransferCall call_;
+  v1::Tensor* const response_;
+  std::atomic<bool> cancelled_{false};
+  std::shared_ptr<TensorCreation> creation_;
+};
+
 class SliceWriteReactor : public grpc::ServerUnaryReactor {
  public:
   SliceWriteReactor(TransferCall call, v1::WriteTensorResponse* response)
@@ -214,7 +252,7 @@ class SliceWriteReactor : public grpc::ServerUnaryReactor {
 
  private:
   absl::Status Resolve(const v1::WriteFromSliceRequest& request) {
-    absl::StatusOr<TensorView> tensor = call_.parts.tensors.Find(*call_.session, request.tensor_id());
+    absl::StatusOr<TensorView> tensor = call_.parts.tensors.FindWritable(*call_.session, request.tensor_id());
     if (!tensor.ok()) return tensor.status();
     tensor_ = *std::move(tensor);
     const absl::StatusOr<RegionView> region = call_.parts.regions.Find(*call_.session, request.slice().region_id());
@@ -363,6 +401,13 @@ absl::Status CheckWindow(absl::string_view noun, uint64_t offset, uint64_t byte_
   if (offset <= limit && byte_size <= limit - offset) return absl::OkStatus();
   return absl::OutOfRangeError(
       absl::StrCat(noun, ": expected bytes inside [0, ", limit, "), got ", byte_size, " bytes at offset ", offset));
+}
+
+grpc::ServerUnaryReactor* StartCreateCall(TransferCall call, const v1::CreateTensorRequest& request,
+                                          v1::Tensor* response) {
+  auto* reactor = new CreateReactor(std::move(call), response);
+  reactor->Start(request);
+  return reactor;
 }
 
 grpc::ServerReadReactor<v1::WriteTensorRequest>* StartWriteCall(TransferCall call, v1::WriteTensorResponse* response) {

@@ -85,8 +85,8 @@ class WorkerPool {
   // Closes a region or tensor everywhere and forgets it. Done when no job uses it any more.
   virtual void CloseRegion(uint64_t region_id, StatusCallback done) = 0;
 
-  // Allocates zeroed memory for a tensor in one worker (the one with most room) and says which.
-  virtual void AllocateTensor(uint64_t region_id, uint64_t byte_size, AllocateCallback done) = 0;
+  // Allocates zeroed memory for a tensor in `worker`, or in the ready worker with most room, and says in which.
+  virtual void AllocateTensor(uint64_t region_id, uint64_t byte_size, int worker, AllocateCallback done) = 0;
 
   // Submits to `worker` (an index), or to the ready worker with least predicted work. Errors at once (callback not
   // called): UNAVAILABLE (none ready; draining is checked by the caller), RESOURCE_EXHAUSTED (ring full).

@@ -3,6 +3,7 @@
 
 #include "gpu/cpu/cpu_memory.h"
 #include "gpu/cpu/quantize.h"
+#include "gpu/cpu/transpose.h"
 
 #include "absl/status/status.h"
 
@@ -137,6 +138,8 @@ void BatchRunner::Start(const Gemm& gemm, RunningJob& job, ThreadPool* pool) {
   if (job.reason.rule != Rule::kNone) return;
   if (gemm.op == Op::kQuantize) {
     Quantize(gemm, job.operands, pool);
+  } else if (gemm.op == Op::kTranspose) {
+    Transpose(job.operands, pool);
   } else {
     job.reason = AddProducts(gemm, job.operands, pool);
   }
@@ -184,6 +187,13 @@ void BatchRunner::Quantize(const Gemm& gemm, JobOperands& operands, ThreadPool* 
           [&](int64_t sf_row, int) { QuantizeBlockRow(set_, views, sf_row); });
   operands.AddOutput(OperandIndex::kD, views.q);
   operands.AddOutput(OperandIndex::kSfd, views.sf);
+}
+
+void BatchRunner::Transpose(JobOperands& operands, ThreadPool* pool) const {
+  const HostMatrix from = operands.Matrix(OperandIndex::kA);
+  const HostMatrix to = operands.Matrix(OperandIndex::kD);
+  ForEach(pool, CeilDiv(to.rows, kTransposeRows), [&](int64_t stripe, int) { TransposeStripe(from, to, stripe); });
+  operands.AddOutput(OperandIndex::kD, to);
 }
 
 Reason BatchRunner::AddProducts(const Gemm& gemm, JobOperands& operands, ThreadPool* pool) {

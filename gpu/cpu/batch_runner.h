@@ -35,6 +35,7 @@ class BatchRunner {
   void Start(const Gemm& gemm, RunningJob& job, ThreadPool* pool);
   Reason Copy(const Gemm& gemm, ThreadPool* pool) const;
   void Quantize(const Gemm& gemm, JobOperands& operands, ThreadPool* pool) const;
+  void Transpose(JobOperands& operands, ThreadPool* pool) const;
   Reason AddProducts(const Gemm& gemm, JobOperands& operands, ThreadPool* pool);
   void AddProduct(const ScaledView& b, const RowProduct& product);
   // Replaces BF16 rows by their e4m3 and scale factors. False if there is no memory.

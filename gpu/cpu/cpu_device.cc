@@ -43,7 +43,7 @@ double Product(int64_t x, int64_t y) { return static_cast<double>(x) * static_ca
 // Nanoseconds of one thread.
 double SerialNanos(const Gemm& gemm, double flops_per_ns) {
   if (gemm.op == Op::kCopy) return Product(gemm.k, 1) / kBytesPerNano;
-  if (gemm.op == Op::kQuantize) return Product(gemm.m, gemm.k) / kElementsPerNano;
+  if (gemm.op == Op::kQuantize || gemm.op == Op::kTranspose) return Product(gemm.m, gemm.k) / kElementsPerNano;
   const Extent extent = ExtentOf(gemm);
   const double elements =
       Product(extent.rows, gemm.k) + Product(extent.weights * gemm.n, gemm.k) + Product(extent.rows, gemm.n);

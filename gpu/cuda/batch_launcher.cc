@@ -74,6 +74,21 @@ const CudaMemory& MemoryOf(const Operand& operand) { return static_cast<const Cu
 
 char* AddressOf(const Operand& operand) { return MemoryOf(operand).address() + operand.offset; }
 
+// Elements of `from` [R,C] to `to` [C,R]. The kernel moves 4 bytes or 1, so elements of 2 go byte by byte: weights are
+// transposed once, and a kernel of its own is not worth its compilation at every start.
+RowMoves TransposeMoves(const GpuWindow& from, const GpuWindow& to) {
+  RowMoves moves;
+  if (from.element_bytes == 4) {
+    moves.AddElements(to.data, 1, to.strides[0], from.data, from.strides[0], 1, from.shape[0], from.shape[1]);
+    return moves;
+  }
+  for (int64_t byte = 0; byte < from.element_bytes; ++byte) {
+    moves.AddBytes(to.data + byte, from.element_bytes, to.strides[0] * from.element_bytes, from.data + byte,
+                   from.strides[0] * from.element_bytes, from.element_bytes, from.shape[0], from.shape[1]);
+  }
+  return moves;
+}
+
 // The first of some rows, in elements from the first of all.
 int64_t OffsetOf(const Segment& rows, int rank, const std::array<int64_t, kMaxRank>& strides) {
   return rows.row_begin * strides[static_cast<size_t>(rank - 2)] + (rank == 3 ? rows.batch * strides[0] : 0);
@@ -108,6 +123,8 @@ absl::Status BatchLauncher::LaunchJob(const Gemm& gemm, cudaStream_t stream) {
       return Copy(gemm, stream);
     case Op::kQuantize:
       return Quantize(gemm, stream);
+    case Op::kTranspose:
+      return Transpose(gemm, stream);
     case Op::kKGrouped:
       return MultiplyDepth(gemm, stream);
     case Op::kDense:
@@ -158,6 +175,19 @@ absl::Status BatchLauncher::Quantize(const Gemm& gemm, cudaStream_t stream) {
     status = staging.Return(*sf, gemm.operand(OperandIndex::kSfd), 0, 0, blocks ? CeilDiv(gemm.m, 128) : gemm.m);
   }
   return status;
+}
+
+absl::Status BatchLauncher::Transpose(const Gemm& gemm, cudaStream_t stream) {
+  if (gemm.m == 0 || gemm.k == 0) return absl::OkStatus();
+  Staging staging(stream, empty_);
+  const absl::StatusOr<GpuWindow> from = staging.Input(gemm.operand(OperandIndex::kA));
+  if (!from.ok()) return from.status();
+  const absl::StatusOr<GpuWindow> to = staging.Output(gemm.operand(OperandIndex::kD));
+  if (!to.ok()) return to.status();
+  const RowMoves moves = TransposeMoves(*from, *to);
+  if (absl::Status status = launcher_.LaunchMoveRows(moves.InPieces(), moves.unit(), stream); !status.ok())
+    return status;
+  return staging.Return(*to, gemm.operand(OperandIndex::kD), 0, 0, gemm.k);
 }
 
 absl::Status BatchLauncher::QuantizeRows(Staging& staging, cudaStream_t stream, GpuWindow* a, ScaleView* sfa) {

@@ -31,6 +31,7 @@ class BatchLauncher {
   absl::Status LaunchTogether(const Batch& batch, const PackedRows& packed, cudaStream_t stream);
   absl::Status Copy(const Gemm& gemm, cudaStream_t stream);
   absl::Status Quantize(const Gemm& gemm, cudaStream_t stream);
+  absl::Status Transpose(const Gemm& gemm, cudaStream_t stream);
   absl::Status Multiply(const Gemm& gemm, cudaStream_t stream);
   absl::Status MultiplyDepth(const Gemm& gemm, cudaStream_t stream);
 

@@ -70,8 +70,15 @@ void RowMoves::AddElements(char* to, int64_t to_row, int64_t to_column, const ch
                     static_cast<int>(rows), static_cast<int>(columns)});
 }
 
+void RowMoves::AddBytes(char* to, int64_t to_row, int64_t to_column, const char* from, int64_t from_row,
+                        int64_t from_column, int64_t rows, int64_t columns) {
+  single_bytes_ = true;
+  moves_.push_back(
+      {from, to, from_row, from_column, to_row, to_column, static_cast<int>(rows), static_cast<int>(columns)});
+}
+
 int RowMoves::unit() const {
-  if (piece_ > 1) return piece_;
+  if (piece_ > 1 || single_bytes_) return piece_;
   uintptr_t bits = 0;
   for (const RowMove& move : moves_) {
     bits |= reinterpret_cast<uintptr_t>(move.from) | reinterpret_cast<uintptr_t>(move.to) |

@@ -49,6 +49,9 @@ class RowMoves {
   // rows x columns elements of 4 bytes; strides in elements.
   void AddElements(char* to, int64_t to_row, int64_t to_column, const char* from, int64_t from_row, int64_t from_column,
                    int64_t rows, int64_t columns);
+  // rows x columns single bytes; strides in bytes. Not together with AddElements.
+  void AddBytes(char* to, int64_t to_row, int64_t to_column, const char* from, int64_t from_row, int64_t from_column,
+                int64_t rows, int64_t columns);
 
   // What all moves can be cut into, in bytes: 16, 4 or 1; and the moves in pieces of that.
   int unit() const;
@@ -57,6 +60,7 @@ class RowMoves {
  private:
   std::vector<RowMove> moves_;  // Columns of piece_ bytes.
   int piece_ = 1;
+  bool single_bytes_ = false;  // Neighbours of a move are apart, so pieces must not grow.
 };
 
 }  // namespace gemmd

@@ -207,9 +207,18 @@ absl::Status ReplaceFile(const std::string& path, absl::string_view content) {
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& options) {
   std::unique_ptr<Daemon> daemon(new Daemon());
   std::string listen = daemon->address();
+  std::string host = "127.0.0.1";
   if (options.tcp) absl::StrAppend(&listen, ",127.0.0.1:0");
-  std::vector<std::string> arguments = {BinaryDirectory() + "/gemmd", "--listen=" + listen,
-                                        "--metrics_listen=127.0.0.1:0", "--workers=" + Workers(), "--drain_delay=0s"};
+  if (!options.tcp_listen.empty()) {
+    absl::StrAppend(&listen, ",", options.tcp_listen);
+    host = options.tcp_listen.substr(0, options.tcp_listen.rfind(':'));
+  }
+  std::vector<std::string> arguments = options.launcher;
+  for (const std::string& argument :
+       {BinaryDirectory() + "/gemmd", "--listen=" + listen, "--metrics_listen=" + host + ":0", "--workers=" + Workers(),
+        std::string("--drain_delay=0s")}) {
+    arguments.push_back(argument);
+  }
   arguments.insert(arguments.end(), options.flags.begin(), options.flags.end());
   absl::StatusOr<std::unique_ptr<ChildProcess>> process =
       ChildProcess::Start(arguments, options.keep_log ? daemon->directory_.path() + "/log" : "");

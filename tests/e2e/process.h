@@ -85,6 +85,9 @@ struct DaemonOptions {
   std::vector<std::string> flags;  // Added after the defaults, so they win.
   bool tcp = false;                // Also listen on a free loopback port.
   bool keep_log = false;           // Standard error goes to a file, for Log().
+  std::string tcp_listen = {};     // Also listen on this HOST:PORT instead; metrics are on a free port of HOST.
+  // Put before the program, for example to run it in a network namespace. Must exec it.
+  std::vector<std::string> launcher = {};
 };
 
 // A gemmd with its workers, in a temporary directory, ready for requests. The workers run on the CPU, or on what

@@ -33,7 +33,8 @@ std::vector<JobDescriptor> Bases() {
           KGroupedJob(),
           QuantizeJob(),
           QuantizeJob(QuantizeBlock::k128x128),
-          CopyJob()};
+          CopyJob(),
+          TransposeJob()};
 }
 
 // XORs what there is of `size` bytes over `target` and gives the rest.

@@ -135,6 +135,38 @@ TEST_F(CpuDeviceTest, QuantizedBlocksMatchTheReference) {
   }
 }
 
+TEST_F(CpuDeviceTest, TransposesElementsOfEveryWidth) {
+  for (const DType dtype : {DType::kE4m3, DType::kBf16, DType::kF32}) {
+    for (const Layout& layout : Layouts()) {
+      for (const auto& [m, k] : {std::pair<int64_t, int64_t>{1, 1}, {0, 16}, {65, 131}, {200, 64}}) {
+        Tensor x = MakeMatrix(layout, dtype, 0, m, k);
+        Tensor y = MakeMatrix(layout, dtype, 0, k, m);
+        FillAll(x, 3);
+        Gemm gemm;
+        gemm.op = Op::kTranspose;
+        gemm.m = m;
+        gemm.k = k;
+        gemm.operand(OperandIndex::kA) = x.operand;
+        gemm.operand(OperandIndex::kD) = y.operand;
+        y.Allow(y.View());
+        Snapshot(y);
+        ExpectOk(gemm);
+        ExpectRestUntouched(y);
+        const auto size = static_cast<size_t>(ByteSize(dtype));
+        int64_t different = 0;
+        for (int64_t row = 0; row < m; ++row) {
+          for (int64_t column = 0; column < k; ++column) {
+            const std::byte* from = x.data() + (row * x.operand.strides[0] + column) * ByteSize(dtype);
+            const std::byte* to = y.data() + (column * y.operand.strides[0] + row) * ByteSize(dtype);
+            different += std::memcmp(from, to, size) != 0;
+          }
+        }
+        EXPECT_EQ(different, 0) << Name(dtype) << " " << m << "x" << k;
+      }
+    }
+  }
+}
+
 TEST_F(CpuDeviceTest, CopiesBytesBetweenAllKindsOfMemory) {
   for (const RegionKind from : {RegionKind::kHost, RegionKind::kSharedMemory}) {
     for (const RegionKind to : {RegionKind::kTensor, RegionKind::kSharedMemory}) {

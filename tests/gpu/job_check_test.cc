@@ -34,7 +34,8 @@ std::vector<std::pair<std::string, JobDescriptor>> ValidJobs() {
           {"k_grouped", KGroupedJob()},
           {"quantize_1x128", QuantizeJob(QuantizeBlock::k1x128)},
           {"quantize_128x128", QuantizeJob(QuantizeBlock::k128x128)},
-          {"copy", CopyJob()}};
+          {"copy", CopyJob()},
+          {"transpose", TransposeJob()}};
 }
 
 // What CheckJob says of a job whose group array is the sample, or the given one.
@@ -154,7 +155,7 @@ TEST(JobCheckTest, EachExtentMustFitTheOthers) {
 
 TEST(JobCheckTest, MatricesNeedPitchesAndOffsetsOnSixteenBytes) {
   for (const auto& [name, valid] : ValidJobs()) {
-    if (valid.op == Op::kCopy) continue;
+    if (valid.op == Op::kCopy || valid.op == Op::kTranspose) continue;
     for (const OperandIndex index : {kA, kB, kD}) {
       if (valid.operand(index).region == 0) continue;
       SCOPED_TRACE(name + ", operand " + std::to_string(static_cast<int>(index)));
@@ -258,7 +259,7 @@ TEST(JobCheckTest, ScalingMustSuitTheOperation) {
   for (const auto& [name, valid] : ValidJobs()) {
     SCOPED_TRACE(name);
     JobDescriptor job = valid;
-    if (job.op == Op::kQuantize || job.op == Op::kCopy) {
+    if (job.op == Op::kQuantize || job.op == Op::kCopy || job.op == Op::kTranspose) {
       job.scaling = Scaling::k1D2D;
       EXPECT_REFUSED(ReasonOf(job), JobField::kScaling, Rule::kUnexpected);
     } else if (job.op != Op::kDense) {

@@ -138,6 +138,15 @@ inline JobDescriptor CopyJob() {
   return job;
 }
 
+// Rows of the result have an odd pitch: no alignment beyond that of an element is needed.
+inline JobDescriptor TransposeJob(DType dtype = DType::kBf16) {
+  JobDescriptor job;
+  job.op = Op::kTranspose;
+  job.operand(OperandIndex::kA) = MakeOperand(kReadOnlyRegion, 12, dtype, {kM + 1, kK});
+  SetOutput(job, dtype, {kK, kM + 1});
+  return job;
+}
+
 // A valid group array for the job's encoding.
 inline std::vector<int32_t> SampleGroups(const JobDescriptor& job) {
   switch (job.group_encoding) {

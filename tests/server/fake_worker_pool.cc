@@ -61,7 +61,7 @@ void FakeWorkerPool::CloseRegion(uint64_t region_id, StatusCallback done) {
   });
 }
 
-void FakeWorkerPool::AllocateTensor(uint64_t region_id, uint64_t byte_size, AllocateCallback done) {
+void FakeWorkerPool::AllocateTensor(uint64_t region_id, uint64_t byte_size, int, AllocateCallback done) {
   Post([this, region_id, byte_size, done = std::move(done)] {
     if (auto failure = TakeFailure(&FakeWorkerPool::fail_control_)) {
       done(*failure);

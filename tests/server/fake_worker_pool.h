@@ -36,7 +36,7 @@ class FakeWorkerPool : public WorkerPool {
   void MapRegion(uint64_t region_id, RegionKind kind, Access access, uint64_t byte_size, UniqueFd fd,
                  StatusCallback done) override;
   void CloseRegion(uint64_t region_id, StatusCallback done) override;
-  void AllocateTensor(uint64_t region_id, uint64_t byte_size, AllocateCallback done) override;
+  void AllocateTensor(uint64_t region_id, uint64_t byte_size, int worker, AllocateCallback done) override;
   absl::StatusOr<SubmittedJob> Submit(const JobDescriptor& descriptor, int worker, JobCallback done) override;
   void Cancel(const SubmittedJob& job) override;
   void Prepare(const PrepareShape& shape, PrepareCallback done) override;

@@ -322,5 +322,33 @@ TEST_F(JobBuilderTest, ValuesThatFitNoByteStayIllegal) {
   EXPECT_EQ(static_cast<int>(job->descriptor.scaling), 255);
 }
 
+TEST_F(JobBuilderTest, TensorsAreNamedByNameToo) {
+  const auto tensor = CreateTensor(*state_.tensors, session_, {DType::kE4m3, {5, 16}, "w", true});
+  ASSERT_TRUE(tensor.ok()) << tensor.status();
+  v1::RunRequest request = Dense();
+  request.mutable_dense()->mutable_b()->Clear();
+  request.mutable_dense()->mutable_b()->set_tensor_name("w");
+  const absl::StatusOr<BuiltJob> job = Build(request);
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(job->descriptor.operand(OperandIndex::kB).region, tensor->id);
+  EXPECT_EQ(job->descriptor.operand(OperandIndex::kB).shape[0], 5);
+  EXPECT_EQ(job->transport, Transport::kTensor);
+  request.mutable_dense()->mutable_b()->set_tensor_name("v");
+  EXPECT_EQ(Error(request), absl::NotFoundError("b: tensor: no such tensor for this session"));
+}
+
+TEST_F(JobBuilderTest, TensorsOfTheManifestNeedNoSessionAndAreNoResults) {
+  const auto daemon = std::make_shared<Session>(
+      Session::Parameters{.id = 1u << 20, .identity = kDaemonIdentity, .client_name = "manifest"});
+  ASSERT_TRUE(CreateTensor(*state_.tensors, daemon, {DType::kE4m3, {5, 16}, "w", true, true}).ok());
+  v1::RunRequest request = Dense();
+  request.mutable_dense()->mutable_b()->Clear();
+  request.mutable_dense()->mutable_b()->set_tensor_name("w");
+  EXPECT_TRUE(builder_.Build(request, *state_.sessions.anonymous()).ok());
+  request = Dense();
+  request.mutable_dense()->mutable_d()->set_tensor_name("w");
+  EXPECT_EQ(Error(request).code(), absl::StatusCode::kPermissionDenied);
+}
+
 }  // namespace
 }  // namespace gemmd

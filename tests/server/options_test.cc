@@ -123,6 +123,30 @@ TEST(OptionsTest, TheArenaHoldsTheLargestRequestAndItsResult) {
   EXPECT_FALSE(Validate(options).ok());
 }
 
+TEST(OptionsTest, TensorDirectoriesAreAbsolute) {
+  EXPECT_THAT(*ParseTensorDirectories("/a,/b/c"), ElementsAre("/a", "/b/c"));
+  EXPECT_TRUE(ParseTensorDirectories("")->empty());
+  for (const char* text : {"a", "/a,", ",/a", "/a, /b"}) {
+    EXPECT_EQ(ParseTensorDirectories(text).status().code(), absl::StatusCode::kInvalidArgument) << text;
+  }
+}
+
+TEST(OptionsTest, ATensorManifestNeedsDirectories) {
+  ServerOptions options = Valid();
+  options.tensor_manifest = "tensors.json";
+  EXPECT_EQ(Validate(options).message(), "--tensor_manifest: expected --tensor_dirs with it, whose files it names");
+  options.tensor_dirs = {"/models"};
+  EXPECT_TRUE(Validate(options).ok());
+}
+
+TEST(OptionsTest, ConnectionsLiveForAWhile) {
+  ServerOptions options = Valid();
+  options.max_connection_age = absl::Milliseconds(99);
+  EXPECT_EQ(Validate(options).message(), "--max_connection_age: expected at least 100ms, got 99ms");
+  options.max_connection_age = absl::Minutes(5);
+  EXPECT_TRUE(Validate(options).ok());
+}
+
 TEST(OptionsTest, MessageSizesOutOfRangeAreRefused) {
   ServerOptions options = Valid();
   options.max_message_bytes = 1;

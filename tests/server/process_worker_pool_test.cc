@@ -229,7 +229,8 @@ TEST_F(ProcessWorkerPoolTest, ATensorKeepsItsContentAndItsWorkerThroughADeath) {
   const uint64_t to = MakeRegion('b');
   const uint64_t tensor = pool_->NextRegionId();
   Answer<absl::StatusOr<int>> allocated;
-  pool_->AllocateTensor(tensor, kBytes, [&](absl::StatusOr<int> worker) { allocated.Set(std::move(worker)); });
+  pool_->AllocateTensor(tensor, kBytes, kAnyWorker,
+                        [&](absl::StatusOr<int> worker) { allocated.Set(std::move(worker)); });
   const absl::StatusOr<int> worker = allocated.Get();
   ASSERT_TRUE(worker.ok()) << worker.status();
   ExpectSuccess(Run(CopyJob(from, tensor), *worker));
@@ -244,13 +245,23 @@ TEST_F(ProcessWorkerPoolTest, TensorsGoWhereMostRoomIs) {
   std::vector<int> tensors_of(2);
   for (int i = 0; i < 4; ++i) {
     Answer<absl::StatusOr<int>> allocated;
-    pool_->AllocateTensor(pool_->NextRegionId(), kBytes,
+    pool_->AllocateTensor(pool_->NextRegionId(), kBytes, kAnyWorker,
                           [&](absl::StatusOr<int> worker) { allocated.Set(std::move(worker)); });
     const absl::StatusOr<int> worker = allocated.Get();
     ASSERT_TRUE(worker.ok()) << worker.status();
     ++tensors_of[static_cast<size_t>(*worker)];
   }
   EXPECT_THAT(tensors_of, ElementsAre(2, 2));
+}
+
+TEST_F(ProcessWorkerPoolTest, ATensorGoesWhereItIsToldTo) {
+  StartReady(2);
+  for (int i = 0; i < 3; ++i) {
+    Answer<absl::StatusOr<int>> allocated;
+    pool_->AllocateTensor(pool_->NextRegionId(), kBytes, 1,
+                          [&](absl::StatusOr<int> worker) { allocated.Set(std::move(worker)); });
+    EXPECT_EQ(allocated.Get().value(), 1);
+  }
 }
 
 TEST_F(ProcessWorkerPoolTest, JobsInFlightAreUnavailableWhenTheirWorkerDies) {
@@ -352,7 +363,7 @@ TEST_F(ProcessWorkerPoolTest, WithoutAReadyWorkerNothingIsTaken) {
   pool_->Prepare({}, [&](absl::StatusOr<ControlReply> reply) { prepared.Set(std::move(reply)); });
   EXPECT_TRUE(absl::IsUnavailable(prepared.Get().status()));
   Answer<absl::StatusOr<int>> allocated;
-  pool_->AllocateTensor(1, kBytes, [&](absl::StatusOr<int> worker) { allocated.Set(std::move(worker)); });
+  pool_->AllocateTensor(1, kBytes, kAnyWorker, [&](absl::StatusOr<int> worker) { allocated.Set(std::move(worker)); });
   EXPECT_TRUE(absl::IsUnavailable(allocated.Get().status()));
 }
 

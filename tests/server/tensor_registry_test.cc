@@ -3,10 +3,13 @@
 
 #include "tests/server/service_fixture.h"
 
+#include "absl/synchronization/notification.h"
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <memory>
 #include <string>
+#include <utility>
 
 namespace gemmd {
 namespace {
@@ -19,6 +22,19 @@ class TensorRegistryTest : public testing::Test {
  protected:
   absl::StatusOr<TensorRecord> Create(const std::shared_ptr<Session>& session, const TensorSpec& spec) {
     return CreateTensor(*state_.tensors, session, spec);
+  }
+
+  // In the session's name, on any worker.
+  TensorView Reserve(const std::shared_ptr<Session>& session, const TensorSpec& spec) {
+    absl::Notification called;
+    absl::StatusOr<TensorView> reserved;
+    tensors_.Reserve(session, spec, kAnyWorker, [&](absl::StatusOr<TensorView> view) {
+      reserved = std::move(view);
+      called.Notify();
+    });
+    called.WaitForNotification();
+    EXPECT_TRUE(reserved.ok()) << reserved.status();
+    return *std::move(reserved);
   }
 
   FrontEndState state_{Quotas{.tensors_per_session = 4,
@@ -151,6 +167,81 @@ TEST_F(TensorRegistryTest, SessionThatEndsWhileAllocatingLeavesNothing) {
   EXPECT_TRUE(absl::IsUnauthenticated(result.status()));
   EXPECT_EQ(state_.pool.region_count(), before);
   EXPECT_EQ(tensors_.Counts().bytes, 0u);
+}
+
+TEST_F(TensorRegistryTest, ReservedTensorHasItsNameButCannotBeNamed) {
+  TensorView view = Reserve(alice_, {DType::kU8, {16}, "weights", true});
+  EXPECT_TRUE(absl::IsNotFound(tensors_.Find(*alice_, view.region_id).status()));
+  EXPECT_TRUE(absl::IsNotFound(tensors_.GetByName(*alice2_, "weights").status()));
+  EXPECT_TRUE(absl::IsAlreadyExists(Create(alice2_, {DType::kU8, {16}, "weights", true}).status()));
+  const auto record = tensors_.Publish(view.region_id, 0);
+  ASSERT_TRUE(record.ok()) << record.status();
+  EXPECT_EQ(tensors_.GetByName(*alice2_, "weights")->id, record->id);
+}
+
+TEST_F(TensorRegistryTest, DiscardedTensorLeavesNothing) {
+  const size_t before = state_.pool.region_count();
+  TensorView view = Reserve(alice_, {DType::kU8, {16}, "weights", true});
+  tensors_.Discard(view.region_id);
+  EXPECT_TRUE(Create(alice_, {DType::kU8, {16}, "weights", true}).ok());
+  EXPECT_EQ(state_.pool.region_count(), before + 2);
+  view = TensorView();
+  state_.pool.Drain();
+  EXPECT_EQ(state_.pool.region_count(), before + 1);
+  EXPECT_EQ(tensors_.Counts().bytes, 16u);
+}
+
+TEST_F(TensorRegistryTest, SessionThatEndsBeforePublishingTakesBothTensorsAlong) {
+  const size_t before = state_.pool.region_count();
+  {
+    const TensorView tensor = Reserve(alice_, {DType::kE4m3, {16, 16}, "", false});
+    const TensorView scales = Reserve(alice_, {DType::kF32, {1, 1}, "", false});
+    state_.sessions.Close(alice_->id());
+    EXPECT_TRUE(absl::IsUnauthenticated(tensors_.Publish(tensor.region_id, scales.region_id).status()));
+  }
+  state_.pool.Drain();
+  EXPECT_EQ(state_.pool.region_count(), before);
+  EXPECT_EQ(tensors_.Counts().bytes, 0u);
+}
+
+TEST_F(TensorRegistryTest, ScaleFactorsGoWithTheirTensor) {
+  const uint64_t tensor = Reserve(alice_, {DType::kE4m3, {16, 16}, "w", true}).region_id;
+  const uint64_t scales = Reserve(alice_, {DType::kF32, {1, 1}, "w.sf", true}).region_id;
+  ASSERT_TRUE(tensors_.Publish(tensor, scales).ok());
+  EXPECT_EQ(tensors_.GetByName(*alice2_, "w")->sf_id, scales);
+  EXPECT_EQ(tensors_.GetByName(*alice2_, "w.sf")->sf_id, 0u);
+  ASSERT_TRUE(tensors_.Delete(*alice_, tensor).ok());
+  EXPECT_TRUE(absl::IsNotFound(tensors_.Find(*alice_, scales).status()));
+}
+
+TEST_F(TensorRegistryTest, ScaleFactorsThatWentFirstAreNoLongerTold) {
+  const uint64_t tensor = Reserve(alice_, {DType::kE4m3, {16, 16}, "w", true}).region_id;
+  const uint64_t scales = Reserve(alice_, {DType::kF32, {1, 1}, "w.sf", true}).region_id;
+  ASSERT_TRUE(tensors_.Publish(tensor, scales).ok());
+  ASSERT_TRUE(tensors_.Delete(*alice_, scales).ok());
+  EXPECT_EQ(tensors_.Get(*alice_, tensor)->sf_id, 0u);
+  EXPECT_TRUE(tensors_.Delete(*alice_, tensor).ok());
+}
+
+TEST_F(TensorRegistryTest, TensorOfTheManifestIsForEverybodyToRead) {
+  const auto daemon = std::make_shared<Session>(
+      Session::Parameters{.id = 1u << 20, .identity = kDaemonIdentity, .client_name = "manifest"});
+  const auto record = Create(daemon, {DType::kU8, {16}, "w", true, true});
+  ASSERT_TRUE(record.ok()) << record.status();
+  EXPECT_TRUE(record->read_only);
+  for (const Session* session : {alice_.get(), bob_.get(), state_.sessions.anonymous().get()}) {
+    EXPECT_EQ(tensors_.FindByName(*session, "w")->region_id, record->id);
+    EXPECT_TRUE(tensors_.Find(*session, record->id).ok());
+  }
+  EXPECT_TRUE(absl::IsPermissionDenied(tensors_.FindWritable(*alice_, record->id).status()));
+  EXPECT_TRUE(absl::IsPermissionDenied(tensors_.Delete(*alice_, record->id)));
+  EXPECT_TRUE(absl::IsAlreadyExists(Create(alice_, {DType::kU8, {16}, "w", true}).status()));
+  EXPECT_TRUE(Create(alice_, {DType::kU8, {16}, "w", false}).ok());
+}
+
+TEST_F(TensorRegistryTest, WithoutASessionOnlyTheManifestCanBeNamed) {
+  ASSERT_TRUE(Create(alice_, {DType::kU8, {16}, "w", true}).ok());
+  EXPECT_TRUE(absl::IsUnauthenticated(tensors_.FindByName(*state_.sessions.anonymous(), "w").status()));
 }
 
 TEST_F(TensorRegistryTest, ListShowsOwnAndSharedByAscendingId) {

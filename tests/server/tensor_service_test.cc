@@ -92,7 +92,10 @@ class TensorServiceTest : public testing::Test {
 
   FrontEndState state_{Quotas{.jobs_per_session = 4}, 8 << 20};
   DrainGate gate_;
-  TensorService service_{{*state_.tensors, *state_.regions, *state_.arena, state_.pool, state_.authenticator, gate_}};
+  const TensorFiles files_;
+  FileThread file_thread_;
+  TensorService service_{{*state_.tensors, *state_.regions, *state_.arena, state_.pool, state_.authenticator, gate_,
+                          files_, file_thread_}};
   TestServer server_{{&service_}};
   std::unique_ptr<v1::Tensors::Stub> stub_ = v1::Tensors::NewStub(server_.channel());
   std::shared_ptr<Session> session_ = *state_.sessions.Open(Identity{.remote = false, .uid = geteuid()}, "");
@@ -312,6 +315,64 @@ TEST_F(TensorServiceTest, UnknownDTypeNumbersDoNotWrapAround) {
   request.add_shape(8);
   v1::Tensor tensor;
   EXPECT_EQ(stub_->Create(context.get(), request, &tensor).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(TensorServiceTest, ContentIsThereWithTheAnswer) {
+  auto context = Context();
+  v1::CreateTensorRequest request;
+  request.mutable_data()->set_inline_("content");
+  request.mutable_data()->set_dtype(v1::U8);
+  request.mutable_data()->add_shape(7);
+  v1::Tensor tensor;
+  const grpc::Status status = stub_->Create(context.get(), request, &tensor);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(tensor.bytes_written(), 7u);
+  std::string read;
+  ASSERT_TRUE(Read(tensor.id(), 0, 0, &read).ok());
+  EXPECT_EQ(read, "content");
+}
+
+// Which of the two depends on whether gRPC tells of the end before the last job is done; TensorCreationTest cancels in
+// time.
+TEST_F(TensorServiceTest, ContentOfACallThatEndedIsGoneOrWhole) {
+  auto context = Context();
+  context->set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(100));
+  v1::CreateTensorRequest request;
+  request.set_name("w");
+  request.set_shared(true);
+  request.mutable_data()->set_inline_("content");
+  request.mutable_data()->set_dtype(v1::U8);
+  request.mutable_data()->add_shape(7);
+  v1::Tensor tensor;
+  state_.pool.Pause();
+  EXPECT_EQ(stub_->Create(context.get(), request, &tensor).error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  state_.pool.Resume();
+  WaitUntil([this] { return gate_.passes() == 0; });
+  EXPECT_EQ(state_.arena->bytes_in_use(), 0u);
+  const auto left = state_.tensors->GetByName(*session_, "w");
+  if (left.ok()) {
+    EXPECT_EQ(left->bytes_written, 7u);
+  } else {
+    EXPECT_TRUE(absl::IsNotFound(left.status())) << left.status();
+    WaitUntil([this] { return state_.tensors->Counts().bytes == 0; });
+  }
+}
+
+TEST_F(TensorServiceTest, WithoutContentNothingCanBeChanged) {
+  v1::CreateTensorRequest request;
+  request.set_dtype(v1::E4M3);
+  request.add_shape(16);
+  request.add_shape(16);
+  v1::Tensor tensor;
+  request.set_transpose(true);
+  auto first = Context();
+  EXPECT_EQ(stub_->Create(first.get(), request, &tensor).error_message(),
+            "transpose: expected content to transpose, got none");
+  request.clear_transpose();
+  request.set_quantize(v1::Quantize::BLOCK_1X128);
+  auto second = Context();
+  EXPECT_EQ(stub_->Create(second.get(), request, &tensor).error_message(),
+            "quantize: expected content to quantize, got none");
 }
 
 TEST_F(TensorServiceTest, CallsWithoutSessionAreUnauthenticated) {
