@@ -25,7 +25,7 @@
 namespace gemmd {
 
 // Operations that a device runs, by Op; index 0 stays empty.
-inline constexpr size_t kCountedOps = static_cast<size_t>(Op::kCopy) + 1;
+inline constexpr size_t kCountedOps = static_cast<size_t>(Op::kTranspose) + 1;
 
 // What tensor cores multiply: e4m3 (BF16 that was quantized on the way in included), or BF16.
 enum class ProductType : uint8_t { kE4m3 = 0, kBf16 = 1 };

@@ -21,8 +21,8 @@ constexpr std::array<std::pair<WorkerState, const char*>, 4> kWorkerStates = {
      {WorkerState::kDead, "dead"},
      {WorkerState::kQuarantined, "quarantined"}}};
 constexpr std::array<Op, 4> kProducts = {Op::kDense, Op::kMGroupedContiguous, Op::kMGroupedMasked, Op::kKGrouped};
-constexpr std::array<Op, 6> kDeviceOps = {Op::kDense,    Op::kMGroupedContiguous, Op::kMGroupedMasked,
-                                          Op::kKGrouped, Op::kQuantize,           Op::kCopy};
+constexpr std::array<Op, 7> kDeviceOps = {
+    Op::kDense, Op::kMGroupedContiguous, Op::kMGroupedMasked, Op::kKGrouped, Op::kQuantize, Op::kCopy, Op::kTranspose};
 constexpr std::array<ProductType, kProductTypes> kTypes = {ProductType::kE4m3, ProductType::kBf16};
 
 struct DeviceSum {
