@@ -30,6 +30,7 @@ constexpr int kMinReconnectMillis = 100;
 constexpr int kMaxReconnectMillis = 2'000;
 
 constexpr char kUnixPrefix[] = "unix:";
+constexpr char kCpuDevice[] = "cpu";
 
 std::chrono::system_clock::time_point DeadlineAfter(absl::Duration timeout) {
   return absl::ToChronoTime(absl::Now() + timeout);
@@ -220,8 +221,57 @@ absl::StatusOr<HostRegion> Client::CreateHostRegion(uint64_t byte_size, Access a
   if (!mapping.ok()) return mapping.status();
   const absl::StatusOr<uint64_t> id = session_->RegisterHost(fd->get(), byte_size, access);
   if (!id.ok()) return id.status();
-  // A failure to close means that the session is gone, and the region with it.
-  return HostRegion(*id, *std::move(mapping), [session = session_, id = *id] { session->CloseHost(id).IgnoreError(); });
+  return HostRegion(*id, *std::move(mapping), CloserOf(*id));
+}
+
+// A failure to close means that the session is gone, and the region with it.
+std::function<void()> Client::CloserOf(uint64_t region_id) const {
+  return [session = session_, region_id] { session->CloseRegion(region_id).IgnoreError(); };
+}
+
+absl::StatusOr<DeviceRegion> Client::CreatePool(uint64_t byte_size, absl::string_view device) {
+  absl::StatusOr<CreatedPool> pool = session_->CreatePool(byte_size, device);
+  if (!pool.ok()) return pool.status();
+  // From here on the region is closed if something fails.
+  DeviceRegion unmapped(pool->region_id, byte_size, {}, CloserOf(pool->region_id));
+  DeviceRegion::Memory memory;
+  if (pool->device == kCpuDevice) {
+    absl::StatusOr<SharedMapping> mapping = SharedMapping::Map(pool->fd.get(), byte_size, Access::kReadWrite);
+    if (!mapping.ok()) return mapping.status();
+    memory.mapping = *std::move(mapping);
+  } else {
+    const absl::StatusOr<std::shared_ptr<Gpu>> gpu = Gpu::Open(pool->device);
+    if (!gpu.ok()) return gpu.status();
+    absl::StatusOr<GpuAllocation> allocation = (*gpu)->Import(pool->fd, byte_size);
+    if (!allocation.ok()) return allocation.status();
+    memory.allocation = *std::move(allocation);
+  }
+  return DeviceRegion(std::move(unmapped), std::move(memory));
+}
+
+absl::StatusOr<DeviceRegion> Client::CreateDeviceRegion(const std::shared_ptr<Gpu>& gpu, uint64_t byte_size,
+                                                        Access access) {
+  absl::StatusOr<GpuAllocation> allocation = gpu->Allocate(byte_size);
+  if (!allocation.ok()) return allocation.status();
+  const absl::StatusOr<UniqueFd> fd = allocation->Export();
+  if (!fd.ok()) return fd.status();
+  const absl::StatusOr<uint64_t> id = session_->RegisterDevice(fd->get(), byte_size, access, gpu->uuid());
+  if (!id.ok()) return id.status();
+  DeviceRegion::Memory memory;
+  memory.allocation = *std::move(allocation);
+  return DeviceRegion(*id, byte_size, std::move(memory), CloserOf(*id));
+}
+
+absl::StatusOr<DeviceRegion> Client::ShareDeviceMemory(const std::shared_ptr<Gpu>& gpu, void* address,
+                                                       uint64_t byte_size, Access access) {
+  const absl::StatusOr<IpcMemory> ipc = gpu->Describe(address, byte_size);
+  if (!ipc.ok()) return ipc.status();
+  const absl::StatusOr<uint64_t> id = session_->RegisterDeviceIpc(*ipc, byte_size, access, gpu->uuid());
+  if (!id.ok()) return id.status();
+  DeviceRegion::Memory memory;
+  memory.gpu = gpu;
+  memory.address = address;
+  return DeviceRegion(*id, byte_size, std::move(memory), CloserOf(*id));
 }
 
 absl::StatusOr<HostRegion> Client::CreateSharedMemory(const std::string& name, uint64_t byte_size, Access access) {

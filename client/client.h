@@ -10,6 +10,8 @@
 #define GEMMD_CLIENT_CLIENT_H_
 
 #include "client/client_session.h"
+#include "client/device_region.h"
+#include "client/gpu.h"
 #include "client/host_region.h"
 #include "client/operations.h"
 #include "client/run_stream.h"
@@ -29,6 +31,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -117,6 +120,22 @@ class Client {
   absl::StatusOr<HostRegion> CreateSharedMemory(const std::string& name, uint64_t byte_size,
                                                 Access access = Access::kReadWrite);
 
+  // Memory on a device, shared without copies (device_region.h). All need a session at the broker, on the daemon's
+  // machine; errors of all: FAILED_PRECONDITION (no broker), INVALID_ARGUMENT (a GPU that gemmd does not serve),
+  // RESOURCE_EXHAUSTED, and those of Gpu.
+  //
+  // Memory of gemmd, zeroed: `device` is the UUID of a GPU, "cpu", or empty for the one with most room. Nothing of it
+  // is lost or left behind when this process dies: prefer it where you choose who allocates.
+  absl::StatusOr<DeviceRegion> CreatePool(uint64_t byte_size, absl::string_view device = "");
+  // New, zeroed memory of this process on `gpu`, passed as a descriptor; works from container to container.
+  absl::StatusOr<DeviceRegion> CreateDeviceRegion(const std::shared_ptr<Gpu>& gpu, uint64_t byte_size,
+                                                  Access access = Access::kReadWrite);
+  // Memory that cudaMalloc gave this process, all or part of an allocation of 2 MiB or more; `address` at a multiple of
+  // 16 bytes. The allocation must outlive the region. FAILED_PRECONDITION where legacy CUDA IPC cannot work: the
+  // message says why, and what does.
+  absl::StatusOr<DeviceRegion> ShareDeviceMemory(const std::shared_ptr<Gpu>& gpu, void* address, uint64_t byte_size,
+                                                 Access access = Access::kReadWrite);
+
   // Resident tensors. Errors: those of the Tensors service.
   absl::StatusOr<v1::Tensor> CreateTensor(const TensorSpec& spec);
   // With content: dtype and shape of the spec may be left out.
@@ -143,6 +162,7 @@ class Client {
  private:
   Client(std::shared_ptr<grpc::Channel> channel, std::shared_ptr<ClientSession> session, ConnectOptions options);
 
+  std::function<void()> CloserOf(uint64_t region_id) const;
   void Prepare(const CallOptions& options, grpc::ClientContext* context) const;
   absl::StatusOr<v1::Tensor> CreateTensor(const v1::CreateTensorRequest& request);
   absl::StatusOr<v1::Tensor> GetTensor(const v1::GetTensorRequest& request);

@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <utility>
 
 namespace gemmd {
 
@@ -93,6 +94,15 @@ absl::StatusOr<UniqueFd> ConnectSocket(const std::string& path, absl::Duration t
   return socket;
 }
 
+BrokerRequest RegistrationOf(BrokerRequestType type, uint64_t byte_size, Access access, absl::string_view gpu) {
+  BrokerRequest request;
+  request.type = type;
+  request.byte_size = byte_size;
+  request.writable = access == Access::kReadWrite ? 1 : 0;
+  gpu.copy(request.gpu, sizeof(request.gpu) - 1);
+  return request;
+}
+
 }  // namespace
 
 ClientSession::ClientSession(const SessionOptions& options) : token_(options.token) {}
@@ -115,12 +125,12 @@ absl::StatusOr<std::shared_ptr<ClientSession>> ClientSession::OpenAtBroker(const
   BrokerRequest hello;
   hello.type = BrokerRequestType::kHello;
   options.client_name.copy(hello.client_name, kClientNameBytes - 1);
-  const absl::StatusOr<BrokerReply> reply = session->Ask(hello, -1);
-  if (!reply.ok()) return reply.status();
-  session->id_ = reply->session_id;
-  session->id_text_ = absl::StrCat(reply->session_id);
+  const absl::StatusOr<Answer> answer = session->Ask(hello, -1);
+  if (!answer.ok()) return answer.status();
+  session->id_ = answer->reply.session_id;
+  session->id_text_ = absl::StrCat(session->id_);
   session->secret_ =
-      absl::BytesToHexString(absl::string_view(reinterpret_cast<const char*>(reply->secret), kSecretBytes));
+      absl::BytesToHexString(absl::string_view(reinterpret_cast<const char*>(answer->reply.secret), kSecretBytes));
   session->has_broker_ = true;
   return session;
 }
@@ -146,23 +156,45 @@ void ClientSession::Authorize(grpc::ClientContext* context) const {
 }
 
 absl::StatusOr<uint64_t> ClientSession::RegisterHost(int fd, uint64_t byte_size, Access access) {
-  BrokerRequest request;
-  request.type = BrokerRequestType::kRegisterHost;
-  request.byte_size = byte_size;
-  request.writable = access == Access::kReadWrite ? 1 : 0;
-  const absl::StatusOr<BrokerReply> reply = Ask(request, fd);
-  if (!reply.ok()) return reply.status();
-  return reply->region_id;
+  return Register(RegistrationOf(BrokerRequestType::kRegisterHost, byte_size, access, ""), fd);
 }
 
-absl::Status ClientSession::CloseHost(uint64_t region_id) {
+absl::StatusOr<uint64_t> ClientSession::RegisterDevice(int fd, uint64_t byte_size, Access access,
+                                                       absl::string_view gpu) {
+  return Register(RegistrationOf(BrokerRequestType::kRegisterDevice, byte_size, access, gpu), fd);
+}
+
+absl::StatusOr<uint64_t> ClientSession::RegisterDeviceIpc(const IpcMemory& ipc, uint64_t byte_size, Access access,
+                                                          absl::string_view gpu) {
+  BrokerRequest request = RegistrationOf(BrokerRequestType::kRegisterDeviceIpc, byte_size, access, gpu);
+  request.ipc = ipc;
+  return Register(request, -1);
+}
+
+absl::StatusOr<uint64_t> ClientSession::Register(const BrokerRequest& request, int fd) {
+  const absl::StatusOr<Answer> answer = Ask(request, fd);
+  if (!answer.ok()) return answer.status();
+  return answer->reply.region_id;
+}
+
+absl::StatusOr<CreatedPool> ClientSession::CreatePool(uint64_t byte_size, absl::string_view device) {
+  absl::StatusOr<Answer> answer =
+      Ask(RegistrationOf(BrokerRequestType::kCreatePool, byte_size, Access::kReadWrite, device), -1);
+  if (!answer.ok()) return answer.status();
+  if (!answer->fd.valid()) return absl::InternalError("broker: expected a descriptor of the pool, got none");
+  const BrokerReply& reply = answer->reply;
+  return CreatedPool{reply.region_id, std::string(reply.gpu, strnlen(reply.gpu, sizeof(reply.gpu))),
+                     std::move(answer->fd)};
+}
+
+absl::Status ClientSession::CloseRegion(uint64_t region_id) {
   BrokerRequest request;
   request.type = BrokerRequestType::kCloseRegion;
   request.region_id = region_id;
   return Ask(request, -1).status();
 }
 
-absl::StatusOr<BrokerReply> ClientSession::Ask(const BrokerRequest& request, int fd) {
+absl::StatusOr<ClientSession::Answer> ClientSession::Ask(const BrokerRequest& request, int fd) {
   const absl::MutexLock lock(&mutex_);
   if (!socket_.valid()) {
     return absl::FailedPreconditionError(
@@ -182,7 +214,7 @@ absl::StatusOr<BrokerReply> ClientSession::Ask(const BrokerRequest& request, int
   }
   BrokerReply reply;
   std::memcpy(&reply, message->bytes.data(), sizeof(reply));
-  if (reply.code == 0) return reply;
+  if (reply.code == 0) return Answer{reply, std::move(message->fd)};
   const absl::string_view text(reply.message, strnlen(reply.message, sizeof(reply.message)));
   return absl::Status(static_cast<absl::StatusCode>(reply.code), text);
 }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The client's side of a session: credentials for gRPC calls, and the connection whose end closes the session. Owned by
-// Client and by each HostRegion, so that a session lives as long as anything that uses it. Thread-safe.
+// Client and by each region, so that a session lives as long as anything that uses it. Thread-safe.
 #ifndef GEMMD_CLIENT_CLIENT_SESSION_H_
 #define GEMMD_CLIENT_CLIENT_SESSION_H_
 
 #include "gemmd/v1/sessions.grpc.pb.h"
 #include "proto/broker.h"
+#include "proto/gpu_memory.h"
 #include "proto/shared_memory.h"
 #include "proto/unique_fd.h"
 
@@ -30,6 +31,13 @@ struct SessionOptions {
   std::string client_name;
   std::string token;  // Bearer token; empty: none.
   absl::Duration timeout = absl::Seconds(5);
+};
+
+// Memory of gemmd for this client to map.
+struct CreatedPool {
+  uint64_t region_id = 0;
+  std::string device;  // GPU UUID: `fd` is of a CUDA allocation. "cpu": of a sealed memfd.
+  UniqueFd fd;
 };
 
 class ClientSession {
@@ -58,8 +66,17 @@ class ClientSession {
   // the broker says.
   absl::StatusOr<uint64_t> RegisterHost(int fd, uint64_t byte_size, Access access);
 
+  // Registers memory of the GPU `gpu` (UUID): by the descriptor of a CUDA allocation, or by a legacy handle.
   // Errors: as RegisterHost.
-  absl::Status CloseHost(uint64_t region_id);
+  absl::StatusOr<uint64_t> RegisterDevice(int fd, uint64_t byte_size, Access access, absl::string_view gpu);
+  absl::StatusOr<uint64_t> RegisterDeviceIpc(const IpcMemory& ipc, uint64_t byte_size, Access access,
+                                             absl::string_view gpu);
+
+  // Has gemmd allocate memory on `device` (UUID, "cpu", or empty: the one with most room). Errors: as RegisterHost.
+  absl::StatusOr<CreatedPool> CreatePool(uint64_t byte_size, absl::string_view device);
+
+  // Errors: as RegisterHost.
+  absl::Status CloseRegion(uint64_t region_id);
 
   uint64_t id() const { return id_; }
   bool has_broker() const { return has_broker_; }
@@ -67,8 +84,14 @@ class ClientSession {
  private:
   explicit ClientSession(const SessionOptions& options);
 
+  struct Answer {
+    BrokerReply reply;
+    UniqueFd fd;
+  };
+
   // One request and its reply. A broken conversation closes the socket, since replies would no longer match.
-  absl::StatusOr<BrokerReply> Ask(const BrokerRequest& request, int fd);
+  absl::StatusOr<Answer> Ask(const BrokerRequest& request, int fd);
+  absl::StatusOr<uint64_t> Register(const BrokerRequest& request, int fd);
 
   const std::string token_;
   uint64_t id_ = 0;

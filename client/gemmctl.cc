@@ -22,7 +22,10 @@ ABSL_FLAG(int64_t, k, 512, "gemm: columns of A and B (k_grouped: of all groups t
 ABSL_FLAG(int64_t, groups, 4, "gemm: groups of a grouped operation.");
 ABSL_FLAG(std::string, op, "dense", "gemm: dense, contiguous, masked, k_grouped or quantize.");
 ABSL_FLAG(std::string, scaling, "", "gemm: 1d2d, 1d1d or bf16. Default: 1d1d for k_grouped, otherwise 1d2d.");
-ABSL_FLAG(std::string, transport, "host", "gemm: inline, host, shm, or tensor (resident B, the rest inline).");
+ABSL_FLAG(
+    std::string, transport, "host",
+    "gemm: inline, host, shm, tensor (resident B, the rest inline), pool (gemmd's memory on its device), device or "
+    "device_ipc (this process's GPU memory).");
 ABSL_FLAG(std::string, d_dtype, "", "gemm: bf16 or f32. Default: f32 for k_grouped, otherwise bf16.");
 ABSL_FLAG(std::string, encoding, "offsets", "gemm --op=contiguous: offsets, row_index or aligned_ends.");
 ABSL_FLAG(bool, accumulate, false, "gemm: add to D (needs --d_dtype=f32 and host or shm).");

@@ -28,7 +28,7 @@ struct DemoCase {
 
 // Shapes of DeepSeek-V3: hidden 7168, q/kv down projection 2112, o projection from 16384, dense and expert MLP.
 // Messages hold at most 64 MiB, so what is larger is never sent inline.
-std::vector<DemoCase> DemoCases() {
+std::vector<DemoCase> DemoCases(bool on_gpu) {
   const ProblemSpec down{.m = 64, .n = 2112, .k = 7168};
   const ProblemSpec output{.m = 64, .n = 7168, .k = 2048};
   const ProblemSpec up{.m = 128, .n = 4096, .k = 7168};
@@ -62,7 +62,7 @@ std::vector<DemoCase> DemoCases() {
   quantize_square.block = QuantizeBlock::k128x128;
   ProblemSpec f32 = output;
   f32.d_dtype = DType::kF32;
-  return {
+  std::vector<DemoCase> cases = {
       {"q/kv down", down, Transport::kInline},
       {"q/kv down", down, Transport::kHost},
       {"q/kv down", down, Transport::kSharedMemory},
@@ -85,7 +85,17 @@ std::vector<DemoCase> DemoCases() {
       {"bf16", bf16, Transport::kHost},
       {"quantize 1x128", quantize, Transport::kInline},
       {"quantize 128x128", quantize_square, Transport::kHost},
+      {"q/kv down", down, Transport::kPool},
+      {"mlp up", up, Transport::kPool, true},
+      {"experts, masked", masked, Transport::kPool},
   };
+  if (!on_gpu) return cases;
+  for (const Transport transport : {Transport::kDevice, Transport::kDeviceIpc}) {
+    cases.push_back({"q/kv down", down, transport});
+    cases.push_back({"experts, masked", masked, transport});
+    cases.push_back({"weight gradient", gradient, transport, true});
+  }
+  return cases;
 }
 
 // One operation by the path of the case.
@@ -119,7 +129,7 @@ absl::StatusOr<DemoResult> RunCase(Client* client, const DemoCase& demo, uint64_
   const std::unique_ptr<RunStream> stream = demo.stream ? client->OpenStream() : nullptr;
   DemoResult result;
   for (int run = 0; run < kRuns; ++run) {
-    (*problem)->ResetResult();
+    if (absl::Status status = (*problem)->ResetResult(); !status.ok()) return status;
     const absl::Time start = absl::Now();
     const absl::StatusOr<v1::RunResponse> response = RunOnce(client, stream.get(), (*problem)->request());
     result.time = std::min(result.time, absl::Now() - start);
@@ -142,7 +152,11 @@ absl::Status RunDemo(const CommandOptions& options) {
   TextTable table({"what", "op", "shape", "transport", "path", "time", "GFLOP/s", "error", "check"});
   Json json = {{"results", Json::array()}};
   int failed = 0;
-  for (const DemoCase& demo : DemoCases()) {
+  const absl::StatusOr<v1::ServerInfo> info = (*client)->GetInfo();
+  if (!info.ok()) return info.status();
+  const bool on_gpu = std::any_of(info->workers().begin(), info->workers().end(),
+                                  [](const v1::WorkerInfo& worker) { return worker.device() != "cpu"; });
+  for (const DemoCase& demo : DemoCases(on_gpu)) {
     const absl::StatusOr<DemoResult> result = RunCase(client->get(), demo, options.seed);
     const std::string op(Name(demo.spec.op));
     const std::string transport(Name(demo.transport));

@@ -75,7 +75,7 @@ absl::Status RunGemm(const CommandOptions& options) {
   absl::Duration best = absl::InfiniteDuration();
   v1::RunResponse last;
   for (int64_t i = 0; i < options.iterations; ++i) {
-    (*problem)->ResetResult();
+    if (absl::Status status = (*problem)->ResetResult(); !status.ok()) return status;
     const absl::Time start = absl::Now();
     absl::StatusOr<v1::RunResponse> response = (*client)->Run((*problem)->request());
     best = std::min(best, absl::Now() - start);

@@ -38,7 +38,8 @@ Json ToJson(const v1::WorkerInfo& worker) {
           {"cores", worker.cores()},
           {"memory_bytes", worker.memory_bytes()},
           {"jobs_in_flight", worker.jobs_in_flight()},
-          {"merging", worker.merging()}};
+          {"merging", worker.merging()},
+          {"mps", worker.mps()}};
 }
 
 // "MxNxK" or "GxMxNxK".
@@ -107,12 +108,15 @@ absl::Status RunInfo(const CommandOptions& options) {
                {"tensors", info->tensors()},
                {"tensor_bytes", info->tensor_bytes()},
                {"workers", Json::array()}};
-  TextTable workers({"device", "name", "state", "restarts", "pid", "cores", "memory", "jobs"});
+  TextTable workers({"device", "name", "state", "restarts", "pid", "cores", "memory", "jobs", "MPS"});
   for (const v1::WorkerInfo& worker : info->workers()) {
     json["workers"].push_back(ToJson(worker));
     workers.Add({worker.device(), worker.name(), v1::WorkerInfo::State_Name(worker.state()),
                  absl::StrCat(worker.restarts()), absl::StrCat(worker.pid()), absl::StrCat(worker.cores()),
-                 BytesText(worker.memory_bytes()), absl::StrCat(worker.jobs_in_flight())});
+                 BytesText(worker.memory_bytes()), absl::StrCat(worker.jobs_in_flight()),
+                 worker.device() == "cpu" ? "-"
+                 : worker.mps()           ? "on"
+                                          : "off"});
   }
   const std::string text = absl::StrCat(
       "gemmd ", info->version(), ", started ", absl::FormatTime("%Y-%m-%d %H:%M:%S UTC", started, absl::UTCTimeZone()),

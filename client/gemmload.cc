@@ -26,7 +26,9 @@ ABSL_FLAG(double, rate, 100, "Open loop: requests per second.");
 ABSL_FLAG(std::string, arrival, "poisson", "Open loop: constant or poisson.");
 ABSL_FLAG(int64_t, max_in_flight, 64,
           "Open loop: most requests in flight; what waits for its turn is late, and counted so.");
-ABSL_FLAG(std::string, transport, "host", "Of A and D: inline or host.");
+ABSL_FLAG(std::string, transport, "host",
+          "Of A and D: inline, host, pool (gemmd's memory on its device), device or device_ipc (this process's GPU "
+          "memory).");
 ABSL_FLAG(
     std::string, weights, "resident",
     "B: resident (made once), request (travels like A), or name:NAME: the shared tensor NAME with the scale factors "
@@ -79,13 +81,16 @@ absl::StatusOr<gemmd::LoadOptions> OptionsFromFlags() {
   if (absl::ConsumePrefix(&weights, "name:")) options.weights_name = std::string(weights);
   const bool named = !options.weights_name.empty();
   const auto resident = named ? absl::StatusOr<bool>(false) : OneOf("weights", weights_flag, "request", "resident");
-  const auto host = OneOf("transport", absl::GetFlag(FLAGS_transport), "inline", "host");
+  const auto transport = gemmd::ParseTransport(absl::GetFlag(FLAGS_transport));
   const auto arrival = gemmd::ParseArrival(absl::GetFlag(FLAGS_arrival));
   for (const absl::Status& status :
-       {open.status(), stream.status(), resident.status(), host.status(), arrival.status()}) {
+       {open.status(), stream.status(), resident.status(), transport.status(), arrival.status()}) {
     if (!status.ok()) return status;
   }
-  if (absl::GetFlag(FLAGS_round_robin) && (*host || *resident)) {
+  if (*transport == gemmd::Transport::kTensor) {
+    return absl::InvalidArgumentError("transport: expected one of A and D; --weights=resident makes B a tensor");
+  }
+  if (absl::GetFlag(FLAGS_round_robin) && (*transport != gemmd::Transport::kInline || *resident)) {
     return absl::InvalidArgumentError("round_robin: expected --transport=inline and --weights=request or name:NAME");
   }
   if (named && absl::GetFlag(FLAGS_check)) {
@@ -100,7 +105,7 @@ absl::StatusOr<gemmd::LoadOptions> OptionsFromFlags() {
   options.open_loop = *open;
   options.stream = *stream;
   options.resident_weights = *resident;
-  options.transport = *host ? gemmd::Transport::kHost : gemmd::Transport::kInline;
+  options.transport = *transport;
   options.arrival = *arrival;
   options.slots = *open ? absl::GetFlag(FLAGS_max_in_flight) : absl::GetFlag(FLAGS_concurrency);
   options.connections = absl::GetFlag(FLAGS_connections);

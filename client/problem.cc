@@ -6,16 +6,13 @@
 #include "absl/strings/str_cat.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 #include <numeric>
-#include <unistd.h>
 
 namespace gemmd {
 namespace {
 
-constexpr uint64_t kArenaAlignment = 256;
 // Sets the seeds of B apart from those of A. Rows of A and B from one seed would be equal, and the square of a row
 // towers above every other element of D.
 constexpr uint64_t kWeightsSeed = uint64_t{1} << 40;
@@ -48,12 +45,6 @@ int64_t SfColumns(const ProblemSpec& spec) {
   int64_t columns = 0;
   for (const int64_t k : EvenSizes(spec)) columns += CeilDiv(k, kScaleBlock);
   return columns;
-}
-
-// A name that no other process or region uses.
-std::string UniqueName() {
-  static std::atomic<uint64_t> next{0};
-  return absl::StrCat("/gemmd-", getpid(), "-", next.fetch_add(1));
 }
 
 // [groups * rows, columns] of E4M3 with scales of `block`, or BF16 without.
@@ -110,29 +101,6 @@ DType OperandDType(const ProblemSpec& spec) { return spec.scaling == Scaling::kN
 
 }  // namespace
 
-absl::string_view Name(Transport transport) {
-  switch (transport) {
-    case Transport::kInline:
-      return "inline";
-    case Transport::kHost:
-      return "host";
-    case Transport::kSharedMemory:
-      return "shm";
-    case Transport::kTensor:
-      return "tensor";
-  }
-  return "invalid";
-}
-
-absl::StatusOr<Transport> ParseTransport(absl::string_view name) {
-  for (const Transport transport :
-       {Transport::kInline, Transport::kHost, Transport::kSharedMemory, Transport::kTensor}) {
-    if (name == Name(transport)) return transport;
-  }
-  return absl::InvalidArgumentError(
-      absl::StrCat("transport: expected inline, host, shm or tensor, got \"", name, "\""));
-}
-
 absl::StatusOr<Op> ParseOp(absl::string_view name) {
   if (name == "contiguous") return Op::kMGroupedContiguous;
   if (name == "masked") return Op::kMGroupedMasked;
@@ -168,37 +136,6 @@ std::string ShapeText(const ProblemSpec& spec) {
   return IsGrouped(spec.op) ? absl::StrCat(shape, " G=", spec.groups) : shape;
 }
 
-size_t Arena::Add(DType dtype, std::vector<int64_t> shape, bool inline_result) {
-  Array array{dtype, std::move(shape), byte_size_, 0, inline_result};
-  array.byte_size = static_cast<uint64_t>(ElementCount(array.shape) * ByteSize(dtype));
-  if (!inline_result) byte_size_ += (array.byte_size + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
-  arrays_.push_back(std::move(array));
-  return arrays_.size() - 1;
-}
-
-absl::Status Arena::Allocate(Client* client, Transport transport) {
-  byte_size_ = std::max(byte_size_, kArenaAlignment);  // An operation of nothing still has memory.
-  if (transport == Transport::kInline || transport == Transport::kTensor) {
-    own_.resize(byte_size_);
-    base_ = own_.data();
-    return absl::OkStatus();
-  }
-  absl::StatusOr<HostRegion> region = transport == Transport::kHost
-                                          ? client->CreateHostRegion(byte_size_)
-                                          : client->CreateSharedMemory(UniqueName(), byte_size_);
-  if (!region.ok()) return region.status();
-  region_ = *std::move(region);
-  base_ = region_.data();
-  return absl::OkStatus();
-}
-
-TensorView Arena::View(size_t index) const {
-  const Array& array = arrays_[index];
-  if (array.inline_result) return InlineResult(array.dtype, array.shape);
-  if (!own_.empty()) return Inline<std::byte>(Elements<std::byte>(index), array.dtype, array.shape);
-  return region_.View(array.offset, array.dtype, array.shape);
-}
-
 absl::StatusOr<std::shared_ptr<const Weights>> Weights::Create(Client* client, const ProblemSpec& spec,
                                                                Transport transport, uint64_t seed,
                                                                const std::string& shared_name) {
@@ -225,6 +162,7 @@ absl::StatusOr<std::shared_ptr<const Weights>> Weights::Create(Client* client, c
     const QuantizeBlock block = spec.scaling == Scaling::k1D2D ? QuantizeBlock::k128x128 : QuantizeBlock::k1x128;
     FillOperand(arena, b, sfb, groups, block, seed);
   }
+  if (absl::Status status = arena.Upload(); !status.ok()) return status;
   weights->b_ = arena.View(b);
   if (scaled) weights->sfb_ = arena.View(sfb);
   weights->operand_.values = reference::RowMajor(arena.data(b), OperandDType(spec), groups * spec.n, spec.k);
@@ -273,14 +211,17 @@ absl::StatusOr<std::unique_ptr<Problem>> Problem::Create(Client* client, const P
   }
   if (IsGrouped(spec.op) && spec.groups == 0) return absl::InvalidArgumentError("groups: expected at least 1, got 0");
   if (spec.accumulate && (transport == Transport::kInline || transport == Transport::kTensor)) {
-    return absl::InvalidArgumentError("accumulate: expected a transport whose D is shared memory (host, shm)");
+    return absl::InvalidArgumentError(
+        "accumulate: expected a transport whose D is shared memory (not inline or tensor)");
   }
   std::unique_ptr<Problem> problem(new Problem);
   problem->spec_ = spec;
   problem->weights_ = std::move(weights);
   if (absl::Status status = problem->Plan(client, transport); !status.ok()) return status;
   problem->Fill(seed);
-  problem->ResetResult();
+  absl::Status status = problem->arena_.Upload();
+  status.Update(problem->ResetResult());
+  if (!status.ok()) return status;
   problem->BuildRequest();
   return problem;
 }
@@ -357,14 +298,15 @@ void Problem::Fill(uint64_t seed) {
   }
 }
 
-void Problem::ResetResult() {
-  if (arena_.array(d_).inline_result) return;
+absl::Status Problem::ResetResult() {
+  if (arena_.array(d_).inline_result) return absl::OkStatus();
   if (spec_.accumulate) {
     std::copy(initial_d_.begin(), initial_d_.end(), arena_.Elements<float>(d_).begin());
-    return;
+  } else {
+    const absl::Span<std::byte> d = arena_.Elements<std::byte>(d_);
+    std::fill(d.begin(), d.end(), std::byte{0xff});  // NaN in every type of D.
   }
-  const absl::Span<std::byte> d = arena_.Elements<std::byte>(d_);
-  std::fill(d.begin(), d.end(), std::byte{0xff});  // NaN in every type of D.
+  return arena_.Upload(d_);
 }
 
 void Problem::BuildRequest() {
@@ -375,7 +317,11 @@ void Problem::BuildRequest() {
     return;
   }
   const TensorView sfa = spec_.scaling == Scaling::kNone ? TensorView() : arena_.View(sfa_);
-  const TensorView groups = IsGrouped(spec_.op) ? arena_.View(groups_) : TensorView();
+  TensorView groups;
+  // The daemon reads group arrays before the launch, but for masked_m, which the GPU can read itself.
+  if (IsGrouped(spec_.op)) {
+    groups = spec_.op == Op::kMGroupedMasked ? arena_.View(groups_) : arena_.HostView(groups_);
+  }
   const TensorView& b = weights_->b();
   const TensorView& sfb = weights_->sfb();
   if (spec_.op == Op::kDense) {
@@ -394,6 +340,11 @@ absl::StatusOr<reference::Error> Problem::Check(const v1::RunResponse& response)
   if (inline_result && response.d().size() != arena_.array(d_).byte_size) {
     return absl::DataLossError(
         absl::StrCat("d: expected ", arena_.array(d_).byte_size, " bytes, got ", response.d().size()));
+  }
+  if (!inline_result) {
+    absl::Status status = arena_.Download(d_);
+    if (status.ok() && spec_.op == Op::kQuantize) status = arena_.Download(sfd_);
+    if (!status.ok()) return status;
   }
   const void* d = inline_result ? static_cast<const void*>(response.d().data()) : arena_.data(d_);
   if (spec_.op == Op::kQuantize) {

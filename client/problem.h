@@ -5,13 +5,13 @@
 #define GEMMD_CLIENT_PROBLEM_H_
 
 #include "client/client.h"
+#include "client/operand_memory.h"
 #include "client/reference.h"
 #include "proto/job.h"
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -20,10 +20,6 @@
 
 namespace gemmd {
 
-// How operands travel. kTensor: B and SFB are resident, the rest inline.
-enum class Transport { kInline, kHost, kSharedMemory, kTensor };
-absl::string_view Name(Transport transport);
-absl::StatusOr<Transport> ParseTransport(absl::string_view name);  // inline, host, shm, tensor.
 absl::StatusOr<Op> ParseOp(
     absl::string_view name);  // dense, m_grouped_contiguous (contiguous), m_grouped_masked (masked), ...
 absl::StatusOr<Scaling> ParseScaling(absl::string_view name);  // 1d2d, 1d1d, none (bf16).
@@ -46,37 +42,6 @@ struct ProblemSpec {
 double FlopsOf(const ProblemSpec& spec);
 int64_t RowsOf(const ProblemSpec& spec);
 std::string ShapeText(const ProblemSpec& spec);  // "64x2112x7168", "8 x 16x4096x7168".
-
-// Arrays at 256-byte boundaries of one block of memory: a region, or the process's own.
-class Arena {
- public:
-  struct Array {
-    DType dtype = DType::kNone;
-    std::vector<int64_t> shape;
-    uint64_t offset = 0;
-    uint64_t byte_size = 0;
-    bool inline_result = false;  // Comes back with the response and takes no memory here.
-  };
-
-  // Plans an array; before Allocate. Gives its index.
-  size_t Add(DType dtype, std::vector<int64_t> shape, bool inline_result = false);
-  absl::Status Allocate(Client* client, Transport transport);
-
-  std::byte* data(size_t index) const { return base_ + arrays_[index].offset; }
-  const Array& array(size_t index) const { return arrays_[index]; }
-  TensorView View(size_t index) const;
-  template <typename T>
-  absl::Span<T> Elements(size_t index) const {
-    return {reinterpret_cast<T*>(data(index)), static_cast<size_t>(arrays_[index].byte_size) / sizeof(T)};
-  }
-
- private:
-  std::vector<Array> arrays_;
-  uint64_t byte_size_ = 0;
-  std::vector<std::byte> own_;
-  HostRegion region_;
-  std::byte* base_ = nullptr;
-};
 
 // B and SFB of a problem: shared by any number of problems with the same n, k, groups and scaling.
 class Weights {
@@ -124,11 +89,11 @@ class Problem {
   const v1::RunRequest& request() const { return request_; }
 
   // Fills D with NaN (or, when accumulating, with what it held at first), so that a result of an earlier run cannot
-  // pass. Only where D is shared memory.
-  void ResetResult();
+  // pass. Only where D is shared memory. Errors: those of copying to a device.
+  absl::Status ResetResult();
 
   // Compares the result with the reference. For quantize: OK means elements as the rule says, and all errors 0.
-  // Errors: DATA_LOSS (outside the limits, or an inline result of the wrong size).
+  // Errors: DATA_LOSS (outside the limits, or an inline result of the wrong size), and those of copying from a device.
   absl::StatusOr<reference::Error> Check(const v1::RunResponse& response) const;
 
  private:

@@ -84,6 +84,7 @@ absl::Status Control::SendHello() {
   ControlReply hello;
   hello.memory_bytes = traits.memory_bytes;
   hello.cores = traits.cores;
+  hello.mps = traits.mps ? 1 : 0;
   CopyText(traits.device, hello.device);
   CopyText(traits.name, hello.name);
   return SendStruct(socket_.get(), hello, counters_.fd());
@@ -181,12 +182,15 @@ absl::Status Control::AttachRing(UniqueFd fd) {
 }
 
 absl::Status Control::MapRegion(const ControlRequest& request, UniqueFd fd) {
-  if (!fd.valid()) return absl::InvalidArgumentError("region: expected a descriptor, got none");
+  if (fd.valid() == (request.region_kind == RegionKind::kDeviceIpc)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("region: expected ", fd.valid() ? "no descriptor, got one" : "a descriptor, got none"));
+  }
   if (request.access != Access::kReadOnly && request.access != Access::kReadWrite) {
     return absl::InvalidArgumentError(
         absl::StrCat("access: expected a known value, got ", static_cast<int>(request.access)));
   }
-  const RegionSpec spec{request.region_kind, request.access, request.byte_size};
+  const RegionSpec spec{request.region_kind, request.access, request.byte_size, request.ipc};
   absl::StatusOr<std::shared_ptr<DeviceMemory>> memory = device_.Map(spec, std::move(fd));
   if (!memory.ok()) return memory.status();
   if (regions_.Add(request.region_id, *std::move(memory), request.access)) return absl::OkStatus();

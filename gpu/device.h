@@ -38,11 +38,12 @@ struct RegionSpec {
   RegionKind kind = RegionKind::kHost;
   Access access = Access::kReadWrite;
   uint64_t byte_size = 0;
+  IpcMemory ipc = {};  // kDeviceIpc only.
 };
 
 struct Allocation {
   std::shared_ptr<DeviceMemory> memory;
-  UniqueFd fd;  // Keeps the memory alive without this process; Map of another worker accepts it as kTensor.
+  UniqueFd fd;  // Keeps the memory alive without this process; Map of another worker accepts it as kTensor or kPool.
 };
 
 struct DeviceTraits {
@@ -50,6 +51,7 @@ struct DeviceTraits {
   std::string name;    // For people.
   uint64_t memory_bytes = 0;
   uint32_t cores = 0;
+  bool mps = false;  // Whether CUDA MPS shares the GPU between processes; without it they take turns.
   std::array<uint64_t, kProductTypes> peak_flops{};  // Per second, by ProductType; 0: not known.
   uint64_t peak_memory_bytes = 0;                    // Per second; 0: not known.
   int max_batches_in_flight = 1;  // Submit may be called again before the previous batch is done, up to this many.
@@ -82,11 +84,12 @@ class Device {
 
   virtual const DeviceTraits& traits() const = 0;
 
-  // Imports a region. Any thread. Errors: INVALID_ARGUMENT (unsealed, too short, wrong type of descriptor),
-  // RESOURCE_EXHAUSTED.
+  // Imports a region; kDeviceIpc comes without a descriptor. Any thread. Errors: INVALID_ARGUMENT (unsealed, too short,
+  // wrong type of descriptor, memory of another device), FAILED_PRECONDITION (memory that this process cannot reach,
+  // and what to do), RESOURCE_EXHAUSTED.
   virtual absl::StatusOr<std::shared_ptr<DeviceMemory>> Map(const RegionSpec& spec, UniqueFd fd) = 0;
 
-  // Allocates zeroed memory for a resident tensor. Any thread. Errors: RESOURCE_EXHAUSTED.
+  // Allocates zeroed memory for a resident tensor or a pool. Any thread. Errors: RESOURCE_EXHAUSTED.
   virtual absl::StatusOr<Allocation> Allocate(uint64_t byte_size) = 0;
 
   // Makes the kernels of a shape ready; waits until they are. Any thread but the worker's loop.

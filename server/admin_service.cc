@@ -70,6 +70,7 @@ void Fill(const WorkerSnapshot& worker, bool merging, v1::WorkerInfo& info) {
   info.set_restarts(worker.restarts);
   info.set_pid(worker.pid);
   info.set_cores(worker.traits.cores);
+  info.set_mps(worker.traits.mps);
   info.set_memory_bytes(worker.traits.memory_bytes);
   info.set_jobs_in_flight(worker.jobs_in_flight);
   info.set_merging(merging);
@@ -122,8 +123,8 @@ grpc::ServerUnaryReactor* AdminService::GetInfo(grpc::CallbackServerContext* con
   const SessionCounts sessions = parts_.sessions.Counts();
   info->set_sessions(static_cast<uint32_t>(sessions.open_local + sessions.open_remote));
   const RegionCounts regions = parts_.regions.Counts();
-  info->set_regions(regions.host + regions.shared_memory);
-  info->set_region_bytes(regions.host_bytes + regions.shared_memory_bytes);
+  info->set_regions(regions.regions());
+  info->set_region_bytes(regions.bytes());
   const TensorCounts tensors = parts_.tensors.Counts();
   info->set_tensors(tensors.private_tensors + tensors.shared_tensors);
   info->set_tensor_bytes(tensors.bytes);

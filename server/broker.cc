@@ -51,6 +51,14 @@ BrokerReply ReplyOf(const absl::StatusOr<uint64_t>& region_id) {
   return reply;
 }
 
+BrokerReply ReplyOf(const absl::StatusOr<PoolRegion>& pool) {
+  BrokerReply reply = ReplyOf(pool.status());
+  if (!pool.ok()) return reply;
+  reply.region_id = pool->region_id;
+  pool->device.copy(reply.gpu, sizeof(reply.gpu) - 1);
+  return reply;
+}
+
 absl::Status CheckDescriptors(const ReceivedMessage& message, int expected) {
   if (message.descriptor_count == expected) return absl::OkStatus();
   return absl::InvalidArgumentError(
@@ -68,6 +76,9 @@ absl::StatusOr<BrokerRequest> ParseRequest(const ReceivedMessage& message) {
     return absl::InvalidArgumentError(absl::StrCat("version: expected ", kBrokerVersion, ", got ", request.version));
   }
   if (request.reserved != 0) return absl::InvalidArgumentError("reserved: expected 0");
+  if (strnlen(request.gpu, sizeof(request.gpu)) == sizeof(request.gpu)) {
+    return absl::InvalidArgumentError("gpu: expected a terminating NUL");
+  }
   return request;
 }
 
@@ -129,15 +140,19 @@ absl::StatusOr<UniqueFd> Listen(const std::string& path) {
 // Replies on their way from the workers' threads to the broker's. Outlives the broker while callbacks hold it.
 class Mailbox {
  public:
-  using Letter = std::pair<uint64_t, BrokerReply>;  // Connection, reply.
+  struct Letter {
+    uint64_t connection = 0;
+    BrokerReply reply;
+    UniqueFd fd;  // Goes with the reply.
+  };
 
   explicit Mailbox(UniqueFd event) : event_(std::move(event)) {}
   int event() const { return event_.get(); }
 
-  void Post(uint64_t connection, const BrokerReply& reply) {
+  void Post(uint64_t connection, const BrokerReply& reply, UniqueFd fd = UniqueFd()) {
     {
       absl::MutexLock lock(&mutex_);
-      letters_.emplace_back(connection, reply);
+      letters_.push_back({connection, reply, std::move(fd)});
     }
     Wake();
   }
@@ -219,7 +234,7 @@ class BrokerLoop {
       return;
     }
     if (token == kMailboxToken) {
-      for (const auto& [id, reply] : mailbox_->Take()) Deliver(id, reply);
+      for (const Mailbox::Letter& letter : mailbox_->Take()) Deliver(letter);
       return;
     }
     // An earlier event of this round may have closed it.
@@ -309,8 +324,17 @@ class BrokerLoop {
         if (status.ok()) status = Hello(id, request);
         break;
       case BrokerRequestType::kRegisterHost:
+      case BrokerRequestType::kRegisterDevice:
         status = greeted ? CheckDescriptors(message, 1) : NoHello();
-        if (status.ok()) status = RegisterHost(id, request, std::move(message.fd));
+        if (status.ok()) status = Register(id, request, std::move(message.fd));
+        break;
+      case BrokerRequestType::kRegisterDeviceIpc:
+        status = greeted ? CheckDescriptors(message, 0) : NoHello();
+        if (status.ok()) status = Register(id, request, UniqueFd());
+        break;
+      case BrokerRequestType::kCreatePool:
+        status = greeted ? CheckDescriptors(message, 0) : NoHello();
+        if (status.ok()) CreatePool(id, request);
         break;
       case BrokerRequestType::kCloseRegion:
         status = greeted ? CheckDescriptors(message, 0) : NoHello();
@@ -342,15 +366,33 @@ class BrokerLoop {
     return absl::OkStatus();
   }
 
-  absl::Status RegisterHost(uint64_t id, const BrokerRequest& request, UniqueFd fd) {
+  absl::Status Register(uint64_t id, const BrokerRequest& request, UniqueFd fd) {
     if (request.writable > 1) {
       return absl::InvalidArgumentError(absl::StrCat("writable: expected 0 or 1, got ", request.writable));
     }
     BeginRequest(id);
-    regions_.RegisterHost(
-        connections_.at(id).session, RegionExtent{request.byte_size, request.writable == 1}, std::move(fd),
-        [mailbox = mailbox_, id](const absl::StatusOr<uint64_t>& region_id) { mailbox->Post(id, ReplyOf(region_id)); });
+    const std::shared_ptr<Session>& session = connections_.at(id).session;
+    const RegionExtent extent{request.byte_size, request.writable == 1};
+    auto done = [mailbox = mailbox_, id](const absl::StatusOr<uint64_t>& region_id) {
+      mailbox->Post(id, ReplyOf(region_id));
+    };
+    if (request.type == BrokerRequestType::kRegisterDevice) {
+      regions_.RegisterDevice(session, extent, request.gpu, std::move(fd), std::move(done));
+    } else if (request.type == BrokerRequestType::kRegisterDeviceIpc) {
+      regions_.RegisterDeviceIpc(session, extent, request.gpu, request.ipc, std::move(done));
+    } else {
+      regions_.RegisterHost(session, extent, std::move(fd), std::move(done));
+    }
     return absl::OkStatus();
+  }
+
+  void CreatePool(uint64_t id, const BrokerRequest& request) {
+    BeginRequest(id);
+    regions_.CreatePool(connections_.at(id).session, request.byte_size, request.gpu,
+                        [mailbox = mailbox_, id](absl::StatusOr<PoolRegion> pool) {
+                          const BrokerReply reply = ReplyOf(pool);
+                          mailbox->Post(id, reply, pool.ok() ? std::move(pool->fd) : UniqueFd());
+                        });
   }
 
   void CloseRegion(uint64_t id, uint64_t region_id) {
@@ -362,16 +404,16 @@ class BrokerLoop {
   // Until its reply is delivered, only the end of the connection is watched.
   void BeginRequest(uint64_t id) { Watch(EPOLL_CTL_MOD, connections_.at(id).socket.get(), id, EPOLLRDHUP); }
 
-  void Deliver(uint64_t id, const BrokerReply& reply) {
-    const auto found = connections_.find(id);
+  void Deliver(const Mailbox::Letter& letter) {
+    const auto found = connections_.find(letter.connection);
     if (found == connections_.end()) return;
-    Watch(EPOLL_CTL_MOD, found->second.socket.get(), id, EPOLLIN | EPOLLRDHUP);
-    Reply(id, reply);
+    Watch(EPOLL_CTL_MOD, found->second.socket.get(), letter.connection, EPOLLIN | EPOLLRDHUP);
+    Reply(letter.connection, letter.reply, letter.fd.get());
   }
 
   // A client that lets replies pile up until the socket is full has broken the protocol.
-  void Reply(uint64_t id, const BrokerReply& reply) {
-    if (!SendStruct(connections_.at(id).socket.get(), reply).ok()) Close(id, SessionEnd::kCutOff);
+  void Reply(uint64_t id, const BrokerReply& reply, int fd = -1) {
+    if (!SendStruct(connections_.at(id).socket.get(), reply, fd).ok()) Close(id, SessionEnd::kCutOff);
   }
 
   void Close(uint64_t id, SessionEnd end = SessionEnd::kClient) {

@@ -31,7 +31,7 @@ void CopyRunner::Start(const JobDescriptor& job, int worker, const Done& done) {
   const std::shared_ptr<State> state = state_;
   auto held = std::make_shared<JobTicket>(*std::move(ticket));
   const absl::StatusOr<SubmittedJob> submitted =
-      pool.Submit(job, worker, [held, done](const absl::Status& status, const JobCompletion& completion) {
+      pool.Submit(job, MaskOf(worker), [held, done](const absl::Status& status, const JobCompletion& completion) {
         *held = JobTicket();
         done(StatusOfJob(status, completion));
       });

@@ -102,8 +102,7 @@ std::string Pages::Status() const {
               {"up for", DurationText(static_cast<uint64_t>(absl::ToInt64Nanoseconds(absl::Now() - started_)))},
               {"health", absl::StrCat(serving ? "SERVING" : "NOT_SERVING", draining ? " (draining)" : "")},
               {"sessions", absl::StrCat(sessions.open_local, " local, ", sessions.open_remote, " remote")},
-              {"regions", absl::StrCat(regions.host + regions.shared_memory, ", ",
-                                       BytesText(regions.host_bytes + regions.shared_memory_bytes))},
+              {"regions", absl::StrCat(regions.regions(), ", ", BytesText(regions.bytes()))},
               {"resident tensors", absl::StrCat(tensors.private_tensors, " private, ", tensors.shared_tensors,
                                                 " shared, ", BytesText(tensors.bytes))},
               {"staging arena", absl::StrCat(BytesText(sources_.state.arena.bytes_in_use()), " of ",
@@ -161,14 +160,13 @@ std::string Pages::Regions() const {
   HtmlPage page = Begin("regionz");
   const RegionCounts regions = sources_.state.regions.Counts();
   const TensorCounts tensors = sources_.state.tensors.Counts();
-  page.Paragraph(absl::StrCat(regions.host + regions.shared_memory, " regions and ",
-                              tensors.private_tensors + tensors.shared_tensors, " resident tensors; at most ",
-                              kMemoryRows, " of each are listed."));
+  page.Paragraph(absl::StrCat(regions.regions(), " regions and ", tensors.private_tensors + tensors.shared_tensors,
+                              " resident tensors; at most ", kMemoryRows, " of each are listed."));
   std::map<uint64_t, Rows> by_session;
   for (const RegionSnapshot& region : sources_.state.regions.Snapshot(kMemoryRows)) {
     by_session[region.session].push_back({absl::StrCat(region.view.region_id),
-                                          absl::StrCat(region.view.kind == RegionKind::kHost ? "host" : "shared_memory",
-                                                       region.view.writable ? "" : ", read only"),
+                                          absl::StrCat(Name(region.view.kind), region.view.device.empty() ? "" : " on ",
+                                                       region.view.device, region.view.writable ? "" : ", read only"),
                                           BytesText(region.view.byte_size), std::string(region.state), "",
                                           DurationText(region.age_ns)});
   }

@@ -62,8 +62,8 @@ absl::Status Execution::Submit(WorkerPool::JobCallback done) {
   trace_.submitted_ns = MonotonicNanos();
   WorkerPool& pool = parts_.pool;
   absl::StatusOr<SubmittedJob> submitted = submission_ == Submission::kAssist
-                                               ? pool.SubmitAndAssist(job_.descriptor, job_.worker, std::move(done))
-                                               : pool.Submit(job_.descriptor, job_.worker, std::move(done));
+                                               ? pool.SubmitAndAssist(job_.descriptor, job_.workers, std::move(done))
+                                               : pool.Submit(job_.descriptor, job_.workers, std::move(done));
   if (!submitted.ok()) {
     const bool full = absl::IsResourceExhausted(submitted.status());
     return Refuse(full ? Rejection::kQueue : Rejection::kNoWorker, submitted.status());

@@ -111,6 +111,7 @@ class Builder {
   absl::Status AddLayout(const OperandSource& source);
   absl::Status AddSlice(const OperandSource& source);
   absl::Status AddTensor(const OperandSource& source);
+  absl::Status KeepTo(WorkerMask workers, absl::string_view field);
   absl::Status RequireRank(OperandIndex index, absl::string_view field, int rank);
   absl::StatusOr<uint64_t> InlineBytes(const OperandSource& source);
 
@@ -353,6 +354,14 @@ absl::Status Builder::AddLayout(const OperandSource& source) {
   return absl::OkStatus();
 }
 
+// Only workers that reach this operand too can take the job.
+absl::Status Builder::KeepTo(WorkerMask workers, absl::string_view field) {
+  job_.workers &= workers;
+  if (job_.workers != 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(field, ": expected memory on the same device as the other operands of the request"));
+}
+
 absl::Status Builder::AddSlice(const OperandSource& source) {
   if (absl::Status status = AddLayout(source); !status.ok()) return status;
   const v1::Slice& slice = source.ref->slice();
@@ -360,8 +369,11 @@ absl::Status Builder::AddSlice(const OperandSource& source) {
   if (!region.ok()) return WithField(source.field, region.status());
   operand(source.index).region = region->region_id;
   operand(source.index).offset = slice.offset();
-  job_.transport = job_.transports[static_cast<size_t>(source.index)] = Transport::kHost;
-  return absl::OkStatus();
+  const bool on_gpu = !region->device.empty() && region->device != kCpuDevice;
+  const Transport transport = on_gpu ? Transport::kDevice : Transport::kHost;
+  job_.transports[static_cast<size_t>(source.index)] = transport;
+  if (job_.transport != Transport::kDevice) job_.transport = transport;
+  return KeepTo(region->workers, source.field);
 }
 
 absl::Status Builder::AddTensor(const OperandSource& source) {
@@ -383,11 +395,7 @@ absl::Status Builder::AddTensor(const OperandSource& source) {
     std::copy(tensor->shape.begin(), tensor->shape.end(), descriptor.shape);
     SetContiguousStrides(descriptor);
   }
-  if (job_.worker != kAnyWorker && tensor->worker != job_.worker) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(source.field, ": expected a tensor on the same device as the other tensors of the request"));
-  }
-  job_.worker = tensor->worker;
+  if (absl::Status status = KeepTo(MaskOf(tensor->worker), source.field); !status.ok()) return status;
   if (job_.transport == Transport::kInline) job_.transport = Transport::kTensor;
   job_.transports[static_cast<size_t>(source.index)] = Transport::kTensor;
   job_.pins.push_back(*std::move(tensor));

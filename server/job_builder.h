@@ -26,10 +26,10 @@
 
 namespace gemmd {
 
-// How a request's operands came, for metrics: kHost if any of them is a slice of a region, else kTensor if any is a
-// resident tensor, else kInline.
-enum class Transport : uint8_t { kInline = 0, kHost = 1, kTensor = 2 };
-inline constexpr int kTransportCount = 3;
+// How a request's operands came, for metrics: kDevice if any of them is a slice of a region on a GPU, else kHost if any
+// is one of host memory, else kTensor if any is a resident tensor, else kInline.
+enum class Transport : uint8_t { kInline = 0, kHost = 1, kTensor = 2, kDevice = 3 };
+inline constexpr int kTransportCount = 4;
 
 // Bytes of operands, by Transport and Direction.
 using IoBytes = std::array<std::array<uint64_t, kDirections>, kTransportCount>;
@@ -37,7 +37,7 @@ using IoBytes = std::array<std::array<uint64_t, kDirections>, kTransportCount>;
 // A descriptor and everything that must stay alive until its job is done. Move-only.
 struct BuiltJob {
   JobDescriptor descriptor;
-  int worker = kAnyWorker;
+  WorkerMask workers = kAllWorkers;  // Those that reach all operands.
   Transport transport = Transport::kInline;
   std::array<Transport, kOperandCount> transports{};  // How each operand came.
   ArenaLease lease;                                   // All inline operands and outputs.
@@ -66,7 +66,7 @@ class JobBuilder {
 
   // The deadline is left for the caller to set. Errors name the field: INVALID_ARGUMENT, NOT_FOUND, UNAUTHENTICATED (a
   // slice, or tensor that is not of the manifest, without a session), PERMISSION_DENIED (result in a
-  // tensor of the manifest), FAILED_PRECONDITION (region closing; tensors on different workers),
+  // tensor of the manifest), FAILED_PRECONDITION (region closing; operands on different devices),
   // RESOURCE_EXHAUSTED (arena).
   absl::StatusOr<BuiltJob> Build(const v1::RunRequest& request, const Session& session) const;
 

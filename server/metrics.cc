@@ -33,6 +33,8 @@ absl::string_view Name(Transport transport) {
       return "host";
     case Transport::kTensor:
       return "tensor";
+    case Transport::kDevice:
+      return "device";
   }
   return "invalid";
 }

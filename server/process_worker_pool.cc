@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/process_worker_pool.h"
 
-#include "server/fanout.h"
 #include "server/router.h"
 
 #include "absl/container/inlined_vector.h"
@@ -18,7 +17,6 @@ namespace {
 // Most workers that routing looks at without an allocation: a machine has eight GPUs.
 constexpr size_t kUsualWorkers = 8;
 
-constexpr char kCpu[] = "cpu";
 // One percent of what a Hopper GPU computes.
 constexpr double kLeastGpuWorkPerSecond = 1e13;
 
@@ -115,7 +113,7 @@ void ProcessWorkerPool::OnStarted(int worker, pid_t pid, UniqueFd socket) {
     WorkerLinkOptions options = options_.link;
     options.worker = worker;
     options.generation = generation;
-    if (slot.traits.device != kCpu) options.least_work_per_second = kLeastGpuWorkPerSecond;
+    if (slot.traits.device != kCpuDevice) options.least_work_per_second = kLeastGpuWorkPerSecond;
     absl::StatusOr<std::unique_ptr<WorkerLink>> created =
         WorkerLink::Create(std::move(socket), options,
                            {[this, worker, generation](const WorkerTraits& traits, const UniqueFd& counters) {
@@ -272,14 +270,15 @@ void ProcessWorkerPool::SubmitReturned() {
     absl::MutexLock lock(&mutex_);
     std::vector<ReturnedJob> waiting;
     for (ReturnedJob& job : returned_) {
-      const int home = HomeOf(job.descriptor);
-      const absl::StatusOr<SubmittedJob> submitted = SubmitLocked(
-          job.descriptor, home, [callback = job.callback](const absl::Status& status, const JobCompletion& completion) {
-            (*callback)(status, completion);
-          });
+      const WorkerMask homes = HomesOf(job.descriptor);
+      const absl::StatusOr<SubmittedJob> submitted =
+          SubmitLocked(job.descriptor, homes,
+                       [callback = job.callback](const absl::Status& status, const JobCompletion& completion) {
+                         (*callback)(status, completion);
+                       });
       if (submitted.ok()) {
         slot(submitted->worker).link->LeaveToThread();
-      } else if (absl::IsUnavailable(submitted.status()) && HasFuture(home)) {
+      } else if (absl::IsUnavailable(submitted.status()) && HasFuture(homes)) {
         waiting.push_back(std::move(job));
       } else {
         failed.emplace_back(std::move(job), submitted.status());
@@ -290,20 +289,22 @@ void ProcessWorkerPool::SubmitReturned() {
   for (const auto& [job, status] : failed) (*job.callback)(status, JobCompletion());
 }
 
-// The worker where an operand of the job lives, if one does.
-int ProcessWorkerPool::HomeOf(const JobDescriptor& descriptor) const {
+// The workers that reach every operand of the job.
+WorkerMask ProcessWorkerPool::HomesOf(const JobDescriptor& descriptor) const {
+  WorkerMask homes = kAllWorkers;
   for (const OperandDescriptor& operand : descriptor.operands) {
     const auto region = regions_.find(operand.region);
-    if (region != regions_.end() && region->second.worker != kAnyWorker) return region->second.worker;
+    if (region != regions_.end()) homes &= region->second.workers;
   }
-  return kAnyWorker;
+  return homes;
 }
 
-bool ProcessWorkerPool::HasFuture(int worker) const {
+bool ProcessWorkerPool::HasFuture(WorkerMask workers) const {
   if (stopping_) return false;
-  if (worker != kAnyWorker) return slots_[static_cast<size_t>(worker)].state != WorkerState::kQuarantined;
-  return std::any_of(slots_.begin(), slots_.end(),
-                     [](const Slot& slot) { return slot.state != WorkerState::kQuarantined; });
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    if (Contains(workers, static_cast<int>(i)) && slots_[i].state != WorkerState::kQuarantined) return true;
+  }
+  return false;
 }
 
 void ProcessWorkerPool::OnReconciled(int worker, uint32_t generation, const absl::Status& status) {
@@ -316,20 +317,21 @@ void ProcessWorkerPool::OnReconciled(int worker, uint32_t generation, const absl
   Reconcile(worker, generation);
 }
 
-absl::StatusOr<SubmittedJob> ProcessWorkerPool::Submit(const JobDescriptor& descriptor, int worker, JobCallback done) {
+absl::StatusOr<SubmittedJob> ProcessWorkerPool::Submit(const JobDescriptor& descriptor, WorkerMask workers,
+                                                       JobCallback done) {
   absl::ReaderMutexLock lock(&mutex_);
-  absl::StatusOr<SubmittedJob> job = SubmitLocked(descriptor, worker, std::move(done));
+  absl::StatusOr<SubmittedJob> job = SubmitLocked(descriptor, workers, std::move(done));
   if (job.ok()) slots_[static_cast<size_t>(job->worker)].link->LeaveToThread();
   return job;
 }
 
-absl::StatusOr<SubmittedJob> ProcessWorkerPool::SubmitAndAssist(const JobDescriptor& descriptor, int worker,
+absl::StatusOr<SubmittedJob> ProcessWorkerPool::SubmitAndAssist(const JobDescriptor& descriptor, WorkerMask workers,
                                                                 JobCallback done) {
   WorkerLink* link = nullptr;
   absl::StatusOr<SubmittedJob> job;
   {
     absl::ReaderMutexLock lock(&mutex_);
-    job = SubmitLocked(descriptor, worker, std::move(done));
+    job = SubmitLocked(descriptor, workers, std::move(done));
     if (!job.ok()) return job;
     WorkerLink* const used = slots_[static_cast<size_t>(job->worker)].link.get();
     // A link that goes away waits for its assistant, so this one stays until then, without the lock.
@@ -339,25 +341,22 @@ absl::StatusOr<SubmittedJob> ProcessWorkerPool::SubmitAndAssist(const JobDescrip
   return job;
 }
 
-absl::StatusOr<SubmittedJob> ProcessWorkerPool::SubmitLocked(const JobDescriptor& descriptor, int worker,
+absl::StatusOr<SubmittedJob> ProcessWorkerPool::SubmitLocked(const JobDescriptor& descriptor, WorkerMask workers,
                                                              JobCallback done) {
-  int chosen = worker;
-  if (worker == kAnyWorker) {
-    absl::InlinedVector<WorkerLoad, kUsualWorkers> loads;
-    for (const Slot& slot : slots_) {
-      const bool ready = slot.state == WorkerState::kReady;
-      loads.push_back({ready, ready ? slot.link->work_in_flight() : 0});
-    }
-    const std::optional<int> least = LeastLoaded(loads);
-    if (!least) return NoneReady();
-    chosen = *least;
+  absl::InlinedVector<WorkerLoad, kUsualWorkers> loads;
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    const bool ready = Contains(workers, static_cast<int>(i)) && slots_[i].state == WorkerState::kReady;
+    loads.push_back({ready, ready ? slots_[i].link->work_in_flight() : 0});
   }
-  const Slot& slot = slots_[static_cast<size_t>(chosen)];
-  if (slot.state != WorkerState::kReady)
-    return absl::UnavailableError("the worker that holds the tensors is not ready");
+  const std::optional<int> least = LeastLoaded(loads);
+  if (!least) {
+    return workers == kAllWorkers ? NoneReady()
+                                  : absl::UnavailableError("the worker that holds the operands is not ready");
+  }
+  const Slot& slot = slots_[static_cast<size_t>(*least)];
   absl::StatusOr<uint64_t> job_id = slot.link->Submit(descriptor, PredictWork(descriptor), std::move(done));
   if (!job_id.ok()) return job_id.status();
-  return SubmittedJob{chosen, *job_id};
+  return SubmittedJob{*least, *job_id};
 }
 
 void ProcessWorkerPool::Cancel(const SubmittedJob& job) {

@@ -10,6 +10,7 @@
 #define GEMMD_SERVER_PROCESS_WORKER_POOL_H_
 
 #include "proto/unique_fd.h"
+#include "server/fanout.h"
 #include "server/supervisor.h"
 #include "server/worker_link.h"
 #include "server/worker_pool.h"
@@ -57,24 +58,22 @@ class ProcessWorkerPool : public WorkerPool {
   absl::Status WaitWarm();
 
   uint64_t NextRegionId() override { return next_region_id_.fetch_add(1, std::memory_order_relaxed); }
-  void MapRegion(uint64_t region_id, RegionKind kind, Access access, uint64_t byte_size, UniqueFd fd,
-                 StatusCallback done) override;
+  WorkerMask WorkersOn(absl::string_view device) const override;
+  void MapRegion(uint64_t region_id, const RegionToMap& region, UniqueFd fd, StatusCallback done) override;
   void CloseRegion(uint64_t region_id, StatusCallback done) override;
   void AllocateTensor(uint64_t region_id, uint64_t byte_size, int worker, AllocateCallback done) override;
-  absl::StatusOr<SubmittedJob> Submit(const JobDescriptor& descriptor, int worker, JobCallback done) override;
-  absl::StatusOr<SubmittedJob> SubmitAndAssist(const JobDescriptor& descriptor, int worker, JobCallback done) override;
+  void AllocatePool(uint64_t region_id, uint64_t byte_size, WorkerMask workers, PoolCallback done) override;
+  absl::StatusOr<SubmittedJob> Submit(const JobDescriptor& descriptor, WorkerMask workers, JobCallback done) override;
+  absl::StatusOr<SubmittedJob> SubmitAndAssist(const JobDescriptor& descriptor, WorkerMask workers,
+                                               JobCallback done) override;
   void Cancel(const SubmittedJob& job) override;
   void Prepare(const PrepareShape& shape, PrepareCallback done) override;
   void SetLogLevel(uint8_t level) override;
   std::vector<WorkerSnapshot> Snapshot() const override;
 
  private:
-  struct Region {
-    RegionKind kind = RegionKind::kHost;
-    Access access = Access::kReadWrite;
-    uint64_t byte_size = 0;
+  struct Region : RegionToMap {
     std::shared_ptr<const UniqueFd> fd;
-    int worker = kAnyWorker;  // Tensors live in one.
   };
   struct Slot {
     WorkerTraits traits;
@@ -98,7 +97,7 @@ class ProcessWorkerPool : public WorkerPool {
     std::shared_ptr<JobCallback> callback;
   };
 
-  absl::StatusOr<SubmittedJob> SubmitLocked(const JobDescriptor& descriptor, int worker, JobCallback done)
+  absl::StatusOr<SubmittedJob> SubmitLocked(const JobDescriptor& descriptor, WorkerMask workers, JobCallback done)
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   Slot& slot(int worker) ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return slots_[static_cast<size_t>(worker)]; }
   bool IsCurrent(int worker, uint32_t generation) ABSL_SHARED_LOCKS_REQUIRED(mutex_);
@@ -109,15 +108,21 @@ class ProcessWorkerPool : public WorkerPool {
   void OnHang(int worker, uint32_t generation);
   void OnReturned(int worker, uint32_t generation, const JobDescriptor& descriptor, JobCallback callback);
   void SubmitReturned();
-  int HomeOf(const JobDescriptor& descriptor) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
-  bool HasFuture(int worker) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  WorkerMask HomesOf(const JobDescriptor& descriptor) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  bool HasFuture(WorkerMask workers) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   void Reconcile(int worker, uint32_t generation);
   bool SendDifference(int worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnReconciled(int worker, uint32_t generation, const absl::Status& status);
   void WarmUp(int worker, uint32_t generation, size_t next);
   void OnWarmedUp(int worker, uint32_t generation, size_t index, const absl::Status& status);
-  absl::StatusOr<int> OnAllocated(uint64_t region_id, int worker, absl::StatusOr<ControlResult> result);
-  int RoomiestWorker() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  void SendRegion(uint64_t region_id, const Region& region, WorkerMask workers, const std::shared_ptr<Fanout>& fanout)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Allocate(uint64_t region_id, const RegionToMap& memory, AllocateCallback done);
+  absl::StatusOr<int> OnAllocated(uint64_t region_id, int worker, const RegionToMap& memory,
+                                  absl::StatusOr<ControlResult> result);
+  void SharePool(uint64_t region_id, int worker, PoolCallback done);
+  int RoomiestWorker(WorkerMask workers) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  WorkerMask WorkersOnLocked(absl::string_view device) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   void SendLogLevel(const Slot& slot) ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   bool Warm() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   bool Settled() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);

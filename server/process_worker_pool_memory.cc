@@ -3,6 +3,8 @@
 #include "server/fanout.h"
 #include "server/process_worker_pool.h"
 
+#include "absl/strings/str_cat.h"
+
 #include <utility>
 
 namespace gemmd {
@@ -15,6 +17,20 @@ ControlRequest CloseRequest(uint64_t region_id) {
   return request;
 }
 
+ControlRequest MapRequest(uint64_t region_id, const RegionToMap& region) {
+  ControlRequest request;
+  request.type = ControlRequestType::kMapRegion;
+  request.region_id = region_id;
+  request.region_kind = region.kind;
+  request.access = region.access;
+  request.byte_size = region.byte_size;
+  request.ipc = region.ipc;
+  return request;
+}
+
+// Memory that workers allocated; what clients brought takes no room that the daemon could give away.
+bool IsAllocated(RegionKind kind) { return kind == RegionKind::kTensor || kind == RegionKind::kPool; }
+
 }  // namespace
 
 bool ProcessWorkerPool::SendDifference(int worker) {
@@ -25,15 +41,8 @@ bool ProcessWorkerPool::SendDifference(int worker) {
   };
   uint32_t sent = 0;
   for (const auto& [id, region] : regions_) {
-    if (region.worker != kAnyWorker && region.worker != worker) continue;
-    if (!slot.mapped.insert(id).second) continue;
-    ControlRequest request;
-    request.type = ControlRequestType::kMapRegion;
-    request.region_id = id;
-    request.region_kind = region.kind;
-    request.access = region.access;
-    request.byte_size = region.byte_size;
-    if (slot.link->Control(request, region.fd, answer).ok()) ++sent;
+    if (!Contains(region.workers, worker) || !slot.mapped.insert(id).second) continue;
+    if (slot.link->Control(MapRequest(id, region), region.fd, answer).ok()) ++sent;
   }
   std::vector<uint64_t> closed;
   for (uint64_t id : slot.mapped) {
@@ -47,8 +56,34 @@ bool ProcessWorkerPool::SendDifference(int worker) {
   return sent > 0;
 }
 
-void ProcessWorkerPool::MapRegion(uint64_t region_id, RegionKind kind, Access access, uint64_t byte_size, UniqueFd fd,
-                                  StatusCallback done) {
+WorkerMask ProcessWorkerPool::WorkersOn(absl::string_view device) const {
+  absl::ReaderMutexLock lock(&mutex_);
+  return WorkersOnLocked(device);
+}
+
+WorkerMask ProcessWorkerPool::WorkersOnLocked(absl::string_view device) const {
+  WorkerMask workers = 0;
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    if (slots_[i].traits.device == device) workers |= MaskOf(static_cast<int>(i));
+  }
+  return workers;
+}
+
+// To those of `workers` that are ready; the others get it from the table.
+void ProcessWorkerPool::SendRegion(uint64_t region_id, const Region& region, WorkerMask workers,
+                                   const std::shared_ptr<Fanout>& fanout) {
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    Slot& slot = slots_[i];
+    if (!Contains(workers, static_cast<int>(i)) || slot.state != WorkerState::kReady) continue;
+    slot.mapped.insert(region_id);
+    fanout->Expect();
+    // A link that just died answers nothing, and its successor starts from the table.
+    const auto answer = [fanout](absl::StatusOr<ControlResult> result) { fanout->Answer(result); };
+    if (!slot.link->Control(MapRequest(region_id, region), region.fd, answer).ok()) fanout->Unexpect();
+  }
+}
+
+void ProcessWorkerPool::MapRegion(uint64_t region_id, const RegionToMap& region, UniqueFd fd, StatusCallback done) {
   auto fanout = std::make_shared<Fanout>(
       [this, region_id, done = std::move(done)](const absl::Status& status, const ControlReply&) {
         if (status.ok()) return done(status);
@@ -56,22 +91,10 @@ void ProcessWorkerPool::MapRegion(uint64_t region_id, RegionKind kind, Access ac
       });
   {
     absl::MutexLock lock(&mutex_);
-    const Region region{kind, access, byte_size, std::make_shared<const UniqueFd>(std::move(fd)), kAnyWorker};
-    regions_.emplace(region_id, region);
-    ControlRequest request;
-    request.type = ControlRequestType::kMapRegion;
-    request.region_id = region_id;
-    request.region_kind = kind;
-    request.access = access;
-    request.byte_size = byte_size;
-    for (Slot& slot : slots_) {
-      if (slot.state != WorkerState::kReady) continue;
-      slot.mapped.insert(region_id);
-      fanout->Expect();
-      // A link that just died answers nothing, and its successor starts from the table.
-      const auto answer = [fanout](absl::StatusOr<ControlResult> result) { fanout->Answer(result); };
-      if (!slot.link->Control(request, region.fd, answer).ok()) fanout->Unexpect();
-    }
+    Region kept{region, nullptr};
+    if (fd.valid()) kept.fd = std::make_shared<const UniqueFd>(std::move(fd));
+    regions_.emplace(region_id, kept);
+    SendRegion(region_id, kept, region.workers, fanout);
   }
   fanout->AllSent();
 }
@@ -92,15 +115,19 @@ void ProcessWorkerPool::CloseRegion(uint64_t region_id, StatusCallback done) {
   fanout->AllSent();
 }
 
-int ProcessWorkerPool::RoomiestWorker() const {
+int ProcessWorkerPool::RoomiestWorker(WorkerMask workers) const {
+  // Workers on one device share its memory.
   std::vector<uint64_t> used(slots_.size());
   for (const auto& [id, region] : regions_) {
-    if (region.worker != kAnyWorker) used[static_cast<size_t>(region.worker)] += region.byte_size;
+    if (!IsAllocated(region.kind)) continue;
+    for (size_t i = 0; i < slots_.size(); ++i) {
+      if (Contains(region.workers, static_cast<int>(i))) used[i] += region.byte_size;
+    }
   }
   int best = kAnyWorker;
   double best_room = 0;
   for (size_t i = 0; i < slots_.size(); ++i) {
-    if (slots_[i].state != WorkerState::kReady) continue;
+    if (!Contains(workers, static_cast<int>(i)) || slots_[i].state != WorkerState::kReady) continue;
     const double room = static_cast<double>(slots_[i].traits.memory_bytes) - static_cast<double>(used[i]);
     if (best != kAnyWorker && room <= best_room) continue;
     best = static_cast<int>(i);
@@ -109,37 +136,75 @@ int ProcessWorkerPool::RoomiestWorker() const {
   return best;
 }
 
-void ProcessWorkerPool::AllocateTensor(uint64_t region_id, uint64_t byte_size, int worker, AllocateCallback done) {
+// In the roomiest of memory.workers.
+void ProcessWorkerPool::Allocate(uint64_t region_id, const RegionToMap& memory, AllocateCallback done) {
   ControlRequest request;
   request.type = ControlRequestType::kAllocate;
   request.region_id = region_id;
-  request.byte_size = byte_size;
+  request.byte_size = memory.byte_size;
   absl::Status status = absl::UnavailableError("no ready worker");
   {
     absl::MutexLock lock(&mutex_);
-    if (worker == kAnyWorker) worker = RoomiestWorker();
-    if (worker != kAnyWorker && slot(worker).state == WorkerState::kReady) {
+    const int worker = RoomiestWorker(memory.workers);
+    if (worker != kAnyWorker) {
       status = slot(worker).link->Control(
-          request, nullptr, [this, region_id, byte_size, worker, done](absl::StatusOr<ControlResult> result) {
-            if (result.ok()) result->reply.memory_bytes = byte_size;
-            done(OnAllocated(region_id, worker, std::move(result)));
+          request, nullptr, [this, region_id, memory, worker, done](absl::StatusOr<ControlResult> result) {
+            done(OnAllocated(region_id, worker, memory, std::move(result)));
           });
     }
   }
   if (!status.ok()) done(status);
 }
 
-absl::StatusOr<int> ProcessWorkerPool::OnAllocated(uint64_t region_id, int worker,
+absl::StatusOr<int> ProcessWorkerPool::OnAllocated(uint64_t region_id, int worker, const RegionToMap& memory,
                                                    absl::StatusOr<ControlResult> result) {
   if (!result.ok()) return result.status();
-  if (!result->fd.valid()) return absl::InternalError("the worker gave no descriptor for the tensor's memory");
+  if (!result->fd.valid()) return absl::InternalError("the worker gave no descriptor for the memory");
   absl::MutexLock lock(&mutex_);
   // A link delivers its replies before its death, and the next process starts after that, so this is still the process
   // that has the memory, or none is and the next one gets it from the table.
   slot(worker).mapped.insert(region_id);
-  regions_.emplace(region_id, Region{RegionKind::kTensor, Access::kReadWrite, result->reply.memory_bytes,
-                                     std::make_shared<const UniqueFd>(std::move(result->fd)), worker});
+  Region region{memory, std::make_shared<const UniqueFd>(std::move(result->fd))};
+  region.workers = MaskOf(worker);
+  regions_.emplace(region_id, std::move(region));
   return worker;
+}
+
+void ProcessWorkerPool::AllocateTensor(uint64_t region_id, uint64_t byte_size, int worker, AllocateCallback done) {
+  Allocate(region_id, {RegionKind::kTensor, Access::kReadWrite, byte_size, MaskOf(worker)}, std::move(done));
+}
+
+void ProcessWorkerPool::AllocatePool(uint64_t region_id, uint64_t byte_size, WorkerMask workers, PoolCallback done) {
+  Allocate(region_id, {RegionKind::kPool, Access::kReadWrite, byte_size, workers},
+           [this, region_id, done = std::move(done)](const absl::StatusOr<int>& worker) {
+             if (!worker.ok()) return done(worker.status());
+             SharePool(region_id, *worker, done);
+           });
+}
+
+// Gives a pool that `worker` allocated to the other workers on its device, and to the caller.
+void ProcessWorkerPool::SharePool(uint64_t region_id, int worker, PoolCallback done) {
+  auto memory = std::make_shared<PoolMemory>();
+  auto fanout = std::make_shared<Fanout>(
+      [this, region_id, memory, done = std::move(done)](const absl::Status& status, const ControlReply&) {
+        if (status.ok()) return done(std::move(*memory));
+        CloseRegion(region_id, [done, status](const absl::Status&) { done(status); });
+      });
+  {
+    absl::MutexLock lock(&mutex_);
+    // Nobody knows the id yet, so nobody can have closed it.
+    Region& region = regions_.at(region_id);
+    memory->device = slot(worker).traits.device;
+    memory->workers = WorkersOnLocked(memory->device);
+    memory->fd = region.fd->Duplicate();
+    region.workers = memory->workers;
+    SendRegion(region_id, region, memory->workers & ~MaskOf(worker), fanout);
+    if (!memory->fd.valid()) {
+      fanout->Expect();
+      fanout->Answer(absl::ResourceExhaustedError("no descriptor is free"));
+    }
+  }
+  fanout->AllSent();
 }
 
 }  // namespace gemmd

@@ -4,6 +4,7 @@
 #include "proto/job_ring.h"
 #include "proto/shared_memory.h"
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 
 #include <algorithm>
@@ -16,6 +17,8 @@
 namespace gemmd {
 namespace {
 
+// What kernels need of every operand's address; other regions begin at a page.
+constexpr uint64_t kIpcAlignment = 16;
 constexpr size_t kMaxSharedMemoryNameBytes = 255;  // NAME_MAX of tmpfs, as shm_open documents.
 
 absl::Status CheckOwner(const Session& session) {
@@ -82,7 +85,52 @@ absl::StatusOr<UniqueFd> OpenForSession(const Session& session, absl::string_vie
   return OpenSharedMemory(name, extent, session.identity().uid);
 }
 
+absl::Status UnknownGpu(absl::string_view gpu) {
+  return absl::InvalidArgumentError(absl::StrCat(
+      "gpu: expected the UUID of a GPU that gemmd serves (GetInfo lists them), got \"", absl::CHexEscape(gpu), "\""));
+}
+
+// Handles and descriptors of GPU memory are passed by processes of this machine.
+absl::Status CheckLocalOwner(const Session& session) {
+  if (absl::Status status = CheckOwner(session); !status.ok()) return status;
+  if (!session.identity().remote) return absl::OkStatus();
+  return absl::PermissionDeniedError("session: GPU memory needs a session from the broker of this machine");
+}
+
+absl::Status CheckIpcMemory(const IpcMemory& ipc, const RegionExtent& extent) {
+  if (absl::Status status = CheckByteSize(extent.byte_size); !status.ok()) return status;
+  if (ipc.reserved != 0) return absl::InvalidArgumentError("ipc.reserved: expected 0");
+  if (ipc.allocation_bytes < kGpuGranule) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "ipc.allocation_bytes: expected at least ", kGpuGranule, ", got ", ipc.allocation_bytes,
+        "; cudaMalloc puts smaller allocations into one granule with others, and the handle would share them all. "
+        "Allocate 2 MiB or more"));
+  }
+  if (ipc.offset % kIpcAlignment != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("ipc.offset: expected a multiple of ", kIpcAlignment, ", got ", ipc.offset));
+  }
+  if (ipc.offset > ipc.allocation_bytes || extent.byte_size > ipc.allocation_bytes - ipc.offset) {
+    return absl::OutOfRangeError(absl::StrCat("byte_size: expected offset + byte_size of at most the allocation's ",
+                                              ipc.allocation_bytes, " bytes, got ", ipc.offset, " + ",
+                                              extent.byte_size));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
+
+uint64_t RegionCounts::regions() const {
+  uint64_t sum = 0;
+  for (const RegionKindCounts& kind : kinds) sum += kind.regions;
+  return sum;
+}
+
+uint64_t RegionCounts::bytes() const {
+  uint64_t sum = 0;
+  for (const RegionKindCounts& kind : kinds) sum += kind.bytes;
+  return sum;
+}
 
 std::shared_ptr<RegionRegistry> RegionRegistry::Create(const Quotas& quotas, WorkerPool& pool) {
   return std::shared_ptr<RegionRegistry>(new RegionRegistry(quotas, pool));
@@ -119,6 +167,76 @@ void RegionRegistry::RegisterSharedMemory(const std::shared_ptr<Session>& sessio
   Map(session, Request{RegionKind::kSharedMemory, extent, *std::move(fd)}, std::move(done));
 }
 
+void RegionRegistry::RegisterDevice(const std::shared_ptr<Session>& session, const RegionExtent& extent,
+                                    absl::string_view gpu, UniqueFd fd, RegisterCallback done) {
+  absl::Status status = CheckLocalOwner(*session);
+  if (status.ok()) status = CheckByteSize(extent.byte_size);
+  if (status.ok() && !fd.valid()) {
+    status = absl::InvalidArgumentError("descriptor: expected one of a CUDA allocation, got none");
+  }
+  RegisterGpuMemory(session, status, gpu, Request{RegionKind::kDevice, extent, std::move(fd)}, std::move(done));
+}
+
+void RegionRegistry::RegisterDeviceIpc(const std::shared_ptr<Session>& session, const RegionExtent& extent,
+                                       absl::string_view gpu, const IpcMemory& ipc, RegisterCallback done) {
+  absl::Status status = CheckLocalOwner(*session);
+  if (status.ok()) status = CheckIpcMemory(ipc, extent);
+  Request request{RegionKind::kDeviceIpc, extent};
+  request.ipc = ipc;
+  RegisterGpuMemory(session, status, gpu, std::move(request), std::move(done));
+}
+
+void RegionRegistry::RegisterGpuMemory(const std::shared_ptr<Session>& session, absl::Status status,
+                                       absl::string_view gpu, Request request, RegisterCallback done) {
+  if (status.ok()) {
+    request.device = std::string(gpu);
+    request.workers = gpu == kCpuDevice ? 0 : pool_.WorkersOn(gpu);
+    if (request.workers == 0) status = UnknownGpu(gpu);
+  }
+  if (!status.ok()) {
+    CountRegistration(request.kind, status);
+    done(status);
+    return;
+  }
+  Map(session, std::move(request), std::move(done));
+}
+
+void RegionRegistry::CreatePool(const std::shared_ptr<Session>& session, uint64_t byte_size, absl::string_view device,
+                                PoolCallback done) {
+  Request request{RegionKind::kPool, RegionExtent{byte_size, true}};
+  absl::Status status = CheckLocalOwner(*session);
+  if (status.ok()) status = CheckByteSize(byte_size);
+  if (status.ok() && !device.empty()) {
+    request.workers = pool_.WorkersOn(device);
+    if (request.workers == 0) status = UnknownGpu(device);
+  }
+  const absl::StatusOr<uint64_t> region_id = status.ok() ? Reserve(*session, request) : status;
+  if (!region_id.ok()) {
+    CountRegistration(request.kind, region_id.status());
+    done(region_id.status());
+    return;
+  }
+  pool_.AllocatePool(*region_id, byte_size, request.workers,
+                     [weak = weak_from_this(), id = *region_id, sent_ns = MonotonicNanos(),
+                      done = std::move(done)](absl::StatusOr<PoolMemory> memory) {
+                       const auto self = weak.lock();
+                       if (self == nullptr) return done(absl::UnavailableError("shutting down"));
+                       done(self->OnAllocated(id, std::move(memory), sent_ns));
+                     });
+}
+
+absl::StatusOr<PoolRegion> RegionRegistry::OnAllocated(uint64_t region_id, absl::StatusOr<PoolMemory> memory,
+                                                       uint64_t sent_ns) {
+  if (memory.ok()) {
+    absl::MutexLock lock(&mutex_);
+    RegionView& view = regions_.at(region_id).view;
+    view.device = memory->device;
+    view.workers = memory->workers;
+  }
+  if (absl::Status status = OnMapped(region_id, memory.status(), sent_ns); !status.ok()) return status;
+  return PoolRegion{region_id, std::move(memory->device), std::move(memory->fd)};
+}
+
 absl::StatusOr<uint64_t> RegionRegistry::Reserve(const Session& session, const Request& request) {
   const uint64_t region_id = pool_.NextRegionId();
   const UsageLedger::Account account{session.id(), session.identity()};
@@ -126,13 +244,13 @@ absl::StatusOr<uint64_t> RegionRegistry::Reserve(const Session& session, const R
   if (session.closed()) return absl::UnauthenticatedError("session: it has ended");
   if (absl::Status status = ledger_.Charge(account, request.extent.byte_size); !status.ok()) return status;
   Region region;
-  region.view = RegionView{region_id, request.kind, request.extent.byte_size, request.extent.writable};
+  region.view = RegionView{region_id,       request.kind,  request.extent.byte_size, request.extent.writable,
+                           request.workers, request.device};
   region.account = account;
   region.registered_ns = MonotonicNanos();
   regions_.emplace(region_id, region);
-  const bool host = request.kind == RegionKind::kHost;
-  ++(host ? counts_.host : counts_.shared_memory);
-  (host ? counts_.host_bytes : counts_.shared_memory_bytes) += request.extent.byte_size;
+  ++counts_.of(request.kind).regions;
+  counts_.of(request.kind).bytes += request.extent.byte_size;
   return region_id;
 }
 
@@ -143,8 +261,9 @@ void RegionRegistry::Map(const std::shared_ptr<Session>& session, Request reques
     done(region_id.status());
     return;
   }
-  const Access access = request.extent.writable ? Access::kReadWrite : Access::kReadOnly;
-  pool_.MapRegion(*region_id, request.kind, access, request.extent.byte_size, std::move(request.fd),
+  const RegionToMap region{request.kind, request.extent.writable ? Access::kReadWrite : Access::kReadOnly,
+                           request.extent.byte_size, request.workers, request.ipc};
+  pool_.MapRegion(*region_id, region, std::move(request.fd),
                   [weak = weak_from_this(), id = *region_id, sent_ns = MonotonicNanos(),
                    done = std::move(done)](const absl::Status& mapped) {
                     const auto self = weak.lock();
@@ -166,8 +285,7 @@ absl::Status RegionRegistry::OnMapped(uint64_t region_id, const absl::Status& st
     absl::MutexLock lock(&mutex_);
     Region& region = regions_.at(region_id);
     kind = region.view.kind;
-    if (status.ok())
-      Observe(kind == RegionKind::kHost ? counts_.host_imports : counts_.shared_memory_imports, import_ns);
+    if (status.ok()) Observe(counts_.of(kind).imports, import_ns);
     // The session may have ended meanwhile.
     abandoned = region.state == State::kClosing;
     if (status.ok() && !abandoned) region.state = State::kReady;
@@ -220,9 +338,8 @@ void RegionRegistry::Forget(uint64_t region_id) {
   absl::MutexLock lock(&mutex_);
   const auto found = regions_.find(region_id);
   const RegionView& view = found->second.view;
-  const bool host = view.kind == RegionKind::kHost;
-  --(host ? counts_.host : counts_.shared_memory);
-  (host ? counts_.host_bytes : counts_.shared_memory_bytes) -= view.byte_size;
+  --counts_.of(view.kind).regions;
+  counts_.of(view.kind).bytes -= view.byte_size;
   ledger_.Release(found->second.account, view.byte_size);
   regions_.erase(found);
 }
@@ -276,10 +393,8 @@ std::vector<RegionSnapshot> RegionRegistry::Snapshot(size_t limit) const {
 }
 
 void RegionRegistry::CountRegistration(RegionKind kind, const absl::Status& status) {
-  const bool host = kind == RegionKind::kHost;
   absl::MutexLock lock(&mutex_);
-  auto& totals = host ? counts_.host_registrations_total : counts_.shared_memory_registrations_total;
-  ++totals[static_cast<size_t>(status.code())];
+  ++counts_.of(kind).registrations_total[static_cast<size_t>(status.code())];
 }
 
 RegionCounts RegionRegistry::Counts() const {

@@ -36,6 +36,8 @@ struct RegionView {
   RegionKind kind = RegionKind::kHost;
   uint64_t byte_size = 0;
   bool writable = false;
+  WorkerMask workers = kAllWorkers;  // Who can reach it: those on its device.
+  std::string device = {};           // GPU UUID of memory on a GPU, "cpu" of a pool without one; else empty.
 };
 
 struct RegionExtent {
@@ -54,17 +56,32 @@ struct RegionSnapshot {
 // Canonical status codes, 0 (OK) to 16 (UNAUTHENTICATED).
 inline constexpr size_t kStatusCodeCount = 17;
 
+// What sessions can have regions of.
+inline constexpr std::array<RegionKind, 5> kSharedKinds = {
+    RegionKind::kHost, RegionKind::kSharedMemory, RegionKind::kDevice, RegionKind::kDeviceIpc, RegionKind::kPool};
+
+struct RegionKindCounts {
+  uint64_t regions = 0;  // That exist now, closing ones included.
+  uint64_t bytes = 0;
+  DurationCounts imports;
+  std::array<uint64_t, kStatusCodeCount> registrations_total{};  // Attempts by resulting status code.
+};
+
 struct RegionCounts {
-  uint64_t host = 0;  // Regions that exist now, closing ones included.
-  uint64_t host_bytes = 0;
-  uint64_t shared_memory = 0;
-  uint64_t shared_memory_bytes = 0;
-  DurationCounts host_imports;
-  DurationCounts shared_memory_imports;
+  std::array<RegionKindCounts, kRegionKinds> kinds;
   uint64_t reaped_total = 0;  // Closed because their session ended.
-  // Attempts by resulting status code.
-  std::array<uint64_t, kStatusCodeCount> host_registrations_total{};
-  std::array<uint64_t, kStatusCodeCount> shared_memory_registrations_total{};
+
+  RegionKindCounts& of(RegionKind kind) { return kinds[static_cast<size_t>(kind)]; }
+  const RegionKindCounts& of(RegionKind kind) const { return kinds[static_cast<size_t>(kind)]; }
+  uint64_t regions() const;
+  uint64_t bytes() const;
+};
+
+// A pool that was made: what its client needs to map it.
+struct PoolRegion {
+  uint64_t region_id = 0;
+  std::string device;
+  UniqueFd fd;
 };
 
 // Thread-safe. Callbacks are called exactly once, on the caller's thread (refusals) or on a thread of the worker pool,
@@ -72,6 +89,7 @@ struct RegionCounts {
 class RegionRegistry : public std::enable_shared_from_this<RegionRegistry> {
  public:
   using RegisterCallback = std::function<void(absl::StatusOr<uint64_t> region_id)>;
+  using PoolCallback = std::function<void(absl::StatusOr<PoolRegion>)>;
   using CloseCallback = std::function<void(absl::Status)>;
 
   // `pool` must outlive the registry.
@@ -88,6 +106,20 @@ class RegionRegistry : public std::enable_shared_from_this<RegionRegistry> {
   // shared memory; PERMISSION_DENIED for a session that is not from this machine.
   void RegisterSharedMemory(const std::shared_ptr<Session>& session, absl::string_view name, const RegionExtent& extent,
                             RegisterCallback done);
+
+  // Registers GPU memory of the session's process: a CUDA allocation with a descriptor, or one by its legacy handle.
+  // `gpu`: UUID. Errors: as RegisterHost, and INVALID_ARGUMENT for a GPU that no worker runs on; PERMISSION_DENIED for
+  // a session that is not from this machine.
+  void RegisterDevice(const std::shared_ptr<Session>& session, const RegionExtent& extent, absl::string_view gpu,
+                      UniqueFd fd, RegisterCallback done);
+  void RegisterDeviceIpc(const std::shared_ptr<Session>& session, const RegionExtent& extent, absl::string_view gpu,
+                         const IpcMemory& ipc, RegisterCallback done);
+
+  // Allocates memory for the session to map, zeroed: on the GPU that `device` names, in shared host memory if it is
+  // "cpu", and on the device with most room if it is empty. The session writes to it; gemmd ends it with the session.
+  // Errors: as RegisterDevice; RESOURCE_EXHAUSTED if the device is full.
+  void CreatePool(const std::shared_ptr<Session>& session, uint64_t byte_size, absl::string_view device,
+                  PoolCallback done);
 
   // Closes a region; done when the last job that uses it has finished. Errors: as Find.
   void Close(const Session& session, uint64_t region_id, CloseCallback done);
@@ -118,14 +150,20 @@ class RegionRegistry : public std::enable_shared_from_this<RegionRegistry> {
   struct Request {
     RegionKind kind = RegionKind::kHost;
     RegionExtent extent;
-    UniqueFd fd;
+    UniqueFd fd = UniqueFd();
+    std::string device = {};
+    WorkerMask workers = kAllWorkers;
+    IpcMemory ipc = {};
   };
 
   RegionRegistry(const Quotas& quotas, WorkerPool& pool);
 
   absl::StatusOr<uint64_t> Reserve(const Session& session, const Request& request);
   void Map(const std::shared_ptr<Session>& session, Request request, RegisterCallback done);
+  void RegisterGpuMemory(const std::shared_ptr<Session>& session, absl::Status status, absl::string_view gpu,
+                         Request request, RegisterCallback done);
   absl::Status OnMapped(uint64_t region_id, const absl::Status& status, uint64_t sent_ns);
+  absl::StatusOr<PoolRegion> OnAllocated(uint64_t region_id, absl::StatusOr<PoolMemory> memory, uint64_t sent_ns);
   void Unmap(uint64_t region_id, CloseCallback done);
   void Forget(uint64_t region_id);
   void CountRegistration(RegionKind kind, const absl::Status& status);

@@ -13,13 +13,30 @@
 namespace gemmd {
 namespace {
 
-v1::RegionKind KindOf(RegionKind kind) { return kind == RegionKind::kHost ? v1::HOST : v1::SHARED_MEMORY; }
+v1::RegionKind KindOf(RegionKind kind) {
+  switch (kind) {
+    case RegionKind::kHost:
+      return v1::HOST;
+    case RegionKind::kSharedMemory:
+      return v1::SHARED_MEMORY;
+    case RegionKind::kDevice:
+      return v1::DEVICE;
+    case RegionKind::kDeviceIpc:
+      return v1::DEVICE_IPC;
+    case RegionKind::kPool:
+      return v1::POOL;
+    case RegionKind::kTensor:
+      break;  // No region of a session.
+  }
+  return v1::REGION_KIND_UNSPECIFIED;
+}
 
 void Fill(const RegionView& view, v1::Region& region) {
   region.set_id(view.region_id);
   region.set_kind(KindOf(view.kind));
   region.set_byte_size(view.byte_size);
   region.set_writable(view.writable);
+  region.set_device(view.device);
 }
 
 grpc::ServerUnaryReactor* Finished(grpc::CallbackServerContext* context, const absl::Status& status) {

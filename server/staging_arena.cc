@@ -174,7 +174,7 @@ absl::StatusOr<std::unique_ptr<StagingArena>> StagingArena::Create(uint64_t byte
   const uint64_t region_id = pool.NextRegionId();
   absl::Status status;
   absl::Notification mapped;
-  pool.MapRegion(region_id, RegionKind::kHost, Access::kReadWrite, byte_size, *std::move(fd),
+  pool.MapRegion(region_id, {RegionKind::kHost, Access::kReadWrite, byte_size}, *std::move(fd),
                  [&status, &mapped](const absl::Status& result) {
                    status = result;
                    mapped.Notify();

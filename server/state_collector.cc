@@ -17,28 +17,26 @@ using prometheus::MetricFamily;
 using prometheus::MetricType;
 
 void AddRegions(const RegionCounts& counts, std::vector<MetricFamily>& families) {
-  const MetricLabels host{{"kind", "host"}};
-  const MetricLabels shared{{"kind", "shared_memory"}};
-  families.push_back(Family(MetricType::Gauge, "gemmd_regions", "Regions that clients share.")
-                         .Add(host, counts.host)
-                         .Add(shared, counts.shared_memory)
-                         .Take());
-  families.push_back(Family(MetricType::Gauge, "gemmd_region_bytes", "Bytes of these regions.")
-                         .Add(host, counts.host_bytes)
-                         .Add(shared, counts.shared_memory_bytes)
-                         .Take());
+  Family regions(MetricType::Gauge, "gemmd_regions", "Regions that clients share.");
+  Family bytes(MetricType::Gauge, "gemmd_region_bytes", "Bytes of these regions.");
   Family registrations(MetricType::Counter, "gemmd_region_registrations_total", "Attempts to register a region.");
-  for (size_t code = 0; code < kStatusCodeCount; ++code) {
-    const std::string result(Name(static_cast<absl::StatusCode>(code)));
-    registrations.Add({host[0], {"result", result}}, counts.host_registrations_total[code])
-        .Add({shared[0], {"result", result}}, counts.shared_memory_registrations_total[code]);
+  Family imports(MetricType::Histogram, "gemmd_region_import_duration_seconds",
+                 "How long the workers took to map a region.");
+  for (const RegionKind kind : kSharedKinds) {
+    const MetricLabels::value_type label("kind", Name(kind));
+    const RegionKindCounts& of_kind = counts.of(kind);
+    regions.Add({label}, of_kind.regions);
+    bytes.Add({label}, of_kind.bytes);
+    imports.Add({label}, of_kind.imports);
+    for (size_t code = 0; code < kStatusCodeCount; ++code) {
+      registrations.Add({label, {"result", std::string(Name(static_cast<absl::StatusCode>(code)))}},
+                        of_kind.registrations_total[code]);
+    }
   }
+  families.push_back(regions.Take());
+  families.push_back(bytes.Take());
   families.push_back(registrations.Take());
-  families.push_back(Family(MetricType::Histogram, "gemmd_region_import_duration_seconds",
-                            "How long the workers took to map a region.")
-                         .Add(host, counts.host_imports)
-                         .Add(shared, counts.shared_memory_imports)
-                         .Take());
+  families.push_back(imports.Take());
   families.push_back(
       Family(MetricType::Counter, "gemmd_regions_reaped_total", "Regions closed because their session ended.")
           .Add({}, counts.reaped_total)

@@ -7,6 +7,7 @@
 #include "absl/types/span.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <optional>
 #include <string>
@@ -103,6 +104,7 @@ absl::StatusOr<ContentLayout> TensorCreation::ResolveData(const v1::TensorRef& d
       return absl::InvalidArgumentError("data: expected no dtype and shape beside a tensor, got some");
     }
     source_ = *std::move(source);
+    worker_ = source_.worker;
     place_ = {source_.region_id, 0};
     return ContentLayout{source_.dtype, {source_.shape.begin(), source_.shape.begin() + source_.rank}};
   }
@@ -116,6 +118,7 @@ absl::StatusOr<ContentLayout> TensorCreation::ResolveData(const v1::TensorRef& d
     if (!region.ok()) return WithField("data", region.status());
     absl::Status status = CheckWindow("data.slice", data.slice().offset(), bytes, region->byte_size);
     if (!status.ok()) return status;
+    if (region->workers != kAllWorkers) worker_ = std::countr_zero(region->workers);
     place_ = {region->region_id, data.slice().offset()};
     return layout;
   }
@@ -136,7 +139,7 @@ void TensorCreation::Reserve(const TensorWish& wish, const absl::StatusOr<Conten
   absl::StatusOr<TensorPlan> plan = PlanTensor(wish, *content);
   if (!plan.ok()) return Finish(plan.status());
   plan_ = *std::move(plan);
-  makers_.tensors.Reserve(call_.session, plan_.tensor, source_.worker,
+  makers_.tensors.Reserve(call_.session, plan_.tensor, worker_,
                           [self = shared_from_this()](const absl::StatusOr<TensorView>& view) {
                             if (!view.ok()) return self->Finish(view.status());
                             self->tensor_ = *view;

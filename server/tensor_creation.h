@@ -83,9 +83,10 @@ class TensorCreation : public std::enable_shared_from_this<TensorCreation> {
   TensorFile file_;
   uint64_t file_offset_ = 0;
   RegionOffset place_;
-  TensorView source_;  // Pins a tensor.
-  ArenaLease inline_;  // Keeps inline bytes.
-  ArenaLease chunk_;   // Keeps a chunk of a file.
+  TensorView source_;        // Pins a tensor.
+  int worker_ = kAnyWorker;  // Where the content can be reached, if not everywhere.
+  ArenaLease inline_;        // Keeps inline bytes.
+  ArenaLease chunk_;         // Keeps a chunk of a file.
   ArenaLease scratch_;
 
   TensorPlan plan_;

@@ -259,6 +259,9 @@ class SliceWriteReactor : public grpc::ServerUnaryReactor {
     if (!region.ok()) return region.status();
     absl::Status status = CheckWindow("slice", request.slice().offset(), request.byte_size(), region->byte_size);
     if (!status.ok()) return status;
+    if (!Contains(region->workers, tensor_.worker)) {
+      return absl::FailedPreconditionError("slice: expected memory on the device of the tensor");
+    }
     return CheckWindow("tensor", request.offset(), request.byte_size(), tensor_.byte_size);
   }
 

@@ -188,7 +188,8 @@ void WorkerLink::ReadControl() {
 void WorkerLink::HandleReply(const ControlReply& reply, UniqueFd fd) {
   if (reply.request_id == 0) {
     if (!events_.on_hello) return;
-    events_.on_hello({Text(reply.device), Text(reply.name), reply.memory_bytes, reply.cores}, std::move(fd));
+    events_.on_hello({Text(reply.device), Text(reply.name), reply.memory_bytes, reply.cores, reply.mps != 0},
+                     std::move(fd));
     return;
   }
   ControlCallback callback;

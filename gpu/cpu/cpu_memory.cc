@@ -41,6 +41,10 @@ CpuMemory::CpuMemory(uint64_t byte_size, SharedMapping mapping, UniqueFd fd)
 
 absl::StatusOr<std::shared_ptr<CpuMemory>> CpuMemory::Open(const RegionSpec& spec, UniqueFd fd) {
   if (spec.byte_size == 0) return absl::InvalidArgumentError("region: expected at least 1 byte, got 0");
+  if (OnGpu(spec.kind)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("region: expected memory of the host, got kind ", Name(spec.kind), " on the CPU device"));
+  }
   if (spec.kind != RegionKind::kSharedMemory) {
     absl::StatusOr<SharedMapping> mapping = MapSealed(spec, fd.get());
     if (!mapping.ok()) return mapping.status();

@@ -142,6 +142,9 @@ absl::Status CudaDevice::Start(const CudaDeviceOptions& options) {
   traits_.name = properties.name;
   traits_.memory_bytes = properties.totalGlobalMem;
   traits_.cores = static_cast<uint32_t>(properties.multiProcessorCount);
+  int mps = 0;  // An older driver does not know the attribute.
+  if (cudaDeviceGetAttribute(&mps, cudaDevAttrMpsEnabled, device_) != cudaSuccess) cudaGetLastError();
+  traits_.mps = mps != 0;
   traits_.max_batches_in_flight = options.streams;
   status.Update(ReadPeaks());
   batches_ = std::make_unique<BatchLauncher>(*launcher_, empty_);
@@ -198,10 +201,19 @@ CudaDevice::~CudaDevice() {
 absl::StatusOr<std::shared_ptr<DeviceMemory>> CudaDevice::Map(const RegionSpec& spec, UniqueFd fd) {
   cudaSetDevice(device_);
   absl::StatusOr<std::shared_ptr<DeviceMemory>> memory;
-  if (spec.kind == RegionKind::kTensor) {
-    memory = GpuMemory::Import(driver_, device_, spec.byte_size, std::move(fd));
-  } else {
-    memory = HostMemory::Open(spec, std::move(fd));
+  switch (spec.kind) {
+    case RegionKind::kTensor:
+    case RegionKind::kPool:
+    case RegionKind::kDevice:
+      memory = GpuMemory::Import(driver_, device_, spec, std::move(fd));
+      break;
+    case RegionKind::kDeviceIpc:
+      memory = IpcGpuMemory::Open(driver_, device_, spec);
+      break;
+    case RegionKind::kHost:
+    case RegionKind::kSharedMemory:
+      memory = HostMemory::Open(spec, std::move(fd));
+      break;
   }
   CountError(memory.status());
   return memory;

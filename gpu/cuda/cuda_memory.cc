@@ -46,6 +46,42 @@ absl::Status CheckUnsealed(int fd, uint64_t byte_size) {
   return absl::OkStatus();
 }
 
+absl::Status ReadGpu(const char* address, uint64_t byte_size, void* destination) {
+  return CudaStatus(cudaMemcpy(destination, address, byte_size, cudaMemcpyDeviceToHost), "reading GPU memory");
+}
+
+absl::Status SamePidNumber() {
+  return absl::FailedPreconditionError(
+      "ipc: the client and this worker have the same process number in different PID namespaces, and CUDA takes the "
+      "client's memory for the worker's own; share a descriptor (region kind device), use a pool, or let both run in "
+      "one PID namespace");
+}
+
+// CUDA tells processes apart by their numbers, whatever namespace those are of.
+absl::Status CheckOwner(const IpcMemory& ipc) {
+  if (ipc.pid != getpid() || ipc.pid_namespace == 0) return absl::OkStatus();
+  const uint64_t own = PidNamespace();
+  return own == 0 || own == ipc.pid_namespace ? absl::OkStatus() : SamePidNumber();
+}
+
+absl::Status IpcStatus(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return absl::OkStatus();
+    case cudaErrorDeviceUninitialized:
+      return SamePidNumber();
+    case cudaErrorInvalidValue:
+    case cudaErrorInvalidResourceHandle:
+    case cudaErrorMapBufferObjectFailed:
+      return absl::InvalidArgumentError(absl::StrCat(
+          "ipc.handle: expected one of memory that cudaMalloc gave a living process of this machine, got one that CUDA "
+          "does not open (",
+          cudaGetErrorName(error), "): freed, from a process that ended, or of another machine"));
+    default:
+      return CudaStatus(error, "opening a client's GPU memory");
+  }
+}
+
 }  // namespace
 
 absl::Status CudaMemory::CheckRange(uint64_t offset, uint64_t byte_size) const {
@@ -122,29 +158,48 @@ absl::StatusOr<std::shared_ptr<GpuMemory>> GpuMemory::Allocate(const Driver& dri
       CudaStatus(driver.mem_create(&memory->handle_, *bytes, &properties, 0), "allocating GPU memory");
   if (!status.ok()) return status;
   memory->has_handle_ = true;
-  if (status = memory->MapHandle(device, *bytes); !status.ok()) return status;
+  if (status = memory->MapHandle(device, *bytes, Access::kReadWrite); !status.ok()) return status;
   status = CudaStatus(cudaMemset(memory->address_, 0, *bytes), "clearing GPU memory");
   if (status.ok()) status = CudaStatus(cudaStreamSynchronize(nullptr), "clearing GPU memory");
   if (!status.ok()) return status;
   return memory;
 }
 
-absl::StatusOr<std::shared_ptr<GpuMemory>> GpuMemory::Import(const Driver& driver, int device, uint64_t byte_size,
+absl::StatusOr<std::shared_ptr<GpuMemory>> GpuMemory::Import(const Driver& driver, int device, const RegionSpec& spec,
                                                              UniqueFd fd) {
-  absl::StatusOr<uint64_t> bytes = RoundToGranule(driver, device, byte_size);
+  absl::StatusOr<uint64_t> bytes = RoundToGranule(driver, device, spec.byte_size);
   if (!bytes.ok()) return bytes.status();
-  std::shared_ptr<GpuMemory> memory(new GpuMemory(driver, byte_size));
+  std::shared_ptr<GpuMemory> memory(new GpuMemory(driver, spec.byte_size));
   void* descriptor = reinterpret_cast<void*>(static_cast<intptr_t>(fd.get()));
   const CUresult result = driver.mem_import(&memory->handle_, descriptor, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
   if (absl::Status status = CudaStatus(result, "importing GPU memory"); !status.ok()) {
-    return absl::InvalidArgumentError(status.message());
+    if (absl::IsResourceExhausted(status)) return status;
+    return absl::InvalidArgumentError(
+        absl::StrCat("descriptor: expected one of a CUDA allocation: ", status.message()));
   }
   memory->has_handle_ = true;
-  if (absl::Status status = memory->MapHandle(device, *bytes); !status.ok()) return status;
+  if (absl::Status status = memory->CheckHandle(device); !status.ok()) return status;
+  absl::Status status = memory->MapHandle(device, *bytes, spec.access);
+  if (absl::IsInvalidArgument(status)) {
+    return absl::InvalidArgumentError(absl::StrCat("byte_size: expected at most that of the allocation, got ",
+                                                   spec.byte_size, ": ", status.message()));
+  }
+  if (!status.ok()) return status;
   return memory;
 }
 
-absl::Status GpuMemory::MapHandle(int device, uint64_t mapped_bytes) {
+// Kernels reach memory of this GPU; that of another, or of the host, would be mapped too but is not what was meant.
+absl::Status GpuMemory::CheckHandle(int device) const {
+  CUmemAllocationProp properties = {};
+  const CUresult result = driver_.mem_properties(&properties, handle_);
+  if (absl::Status status = CudaStatus(result, "reading properties of GPU memory"); !status.ok()) return status;
+  if (properties.location.type == CU_MEM_LOCATION_TYPE_DEVICE && properties.location.id == device) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError("descriptor: expected memory of the GPU that `gpu` names, got another's");
+}
+
+absl::Status GpuMemory::MapHandle(int device, uint64_t mapped_bytes, Access requested) {
   CUdeviceptr address = 0;
   absl::Status status = CudaStatus(driver_.mem_address_reserve(&address, mapped_bytes, 0, 0, 0), "reserving addresses");
   if (!status.ok()) return status;
@@ -156,7 +211,7 @@ absl::Status GpuMemory::MapHandle(int device, uint64_t mapped_bytes) {
   CUmemAccessDesc access = {};
   access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
   access.location.id = device;
-  access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+  access.flags = requested == Access::kReadWrite ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE : CU_MEM_ACCESS_FLAGS_PROT_READ;
   return CudaStatus(driver_.mem_set_access(address, mapped_bytes, &access, 1), "opening GPU memory");
 }
 
@@ -169,8 +224,7 @@ GpuMemory::~GpuMemory() {
 
 absl::Status GpuMemory::ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const {
   if (absl::Status status = CheckRange(offset, byte_size); !status.ok()) return status;
-  return CudaStatus(cudaMemcpy(destination, address_ + offset, byte_size, cudaMemcpyDeviceToHost),
-                    "reading GPU memory");
+  return ReadGpu(address_ + offset, byte_size, destination);
 }
 
 absl::StatusOr<UniqueFd> GpuMemory::Export() const {
@@ -178,6 +232,49 @@ absl::StatusOr<UniqueFd> GpuMemory::Export() const {
   const CUresult result = driver_.mem_export(&fd, handle_, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
   if (absl::Status status = CudaStatus(result, "exporting GPU memory"); !status.ok()) return status;
   return UniqueFd(fd);
+}
+
+absl::StatusOr<std::shared_ptr<IpcGpuMemory>> IpcGpuMemory::Open(const Driver& driver, int device,
+                                                                 const RegionSpec& spec) {
+  if (absl::Status status = CheckOwner(spec.ipc); !status.ok()) return status;
+  std::shared_ptr<IpcGpuMemory> memory(new IpcGpuMemory(spec.byte_size));
+  cudaIpcMemHandle_t handle;
+  static_assert(sizeof(handle) == sizeof(spec.ipc.handle));
+  std::memcpy(&handle, spec.ipc.handle, sizeof(handle));
+  const cudaError_t error = cudaIpcOpenMemHandle(&memory->allocation_, handle, cudaIpcMemLazyEnablePeerAccess);
+  if (error != cudaSuccess) {
+    if (!IsSticky(error)) cudaGetLastError();
+    memory->allocation_ = nullptr;
+    return IpcStatus(error);
+  }
+  cudaPointerAttributes attributes = {};
+  CUdeviceptr base = 0;
+  size_t allocation_bytes = 0;
+  absl::Status status = CudaStatus(cudaPointerGetAttributes(&attributes, memory->allocation_), "a client's GPU memory");
+  status.Update(
+      CudaStatus(driver.mem_address_range(&base, &allocation_bytes, reinterpret_cast<CUdeviceptr>(memory->allocation_)),
+                 "a client's GPU memory"));
+  if (!status.ok()) return status;
+  if (attributes.device != device) {
+    return absl::InvalidArgumentError("ipc.handle: expected memory of the GPU that `gpu` names, got another's");
+  }
+  if (allocation_bytes != spec.ipc.allocation_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat("ipc.allocation_bytes: expected that of the allocation, ",
+                                                   allocation_bytes, ", got ", spec.ipc.allocation_bytes));
+  }
+  // The front end has checked that the region lies inside.
+  memory->address_ = static_cast<char*>(memory->allocation_) + spec.ipc.offset;
+  return memory;
+}
+
+// CUDA counts how often an allocation is open in this process.
+IpcGpuMemory::~IpcGpuMemory() {
+  if (allocation_ != nullptr) cudaIpcCloseMemHandle(allocation_);
+}
+
+absl::Status IpcGpuMemory::ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const {
+  if (absl::Status status = CheckRange(offset, byte_size); !status.ok()) return status;
+  return ReadGpu(address_ + offset, byte_size, destination);
 }
 
 }  // namespace gemmd

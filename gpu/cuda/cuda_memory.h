@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory that the CUDA device reaches: host regions, page-locked for DMA, and allocations on the GPU that live as long
-// as somebody holds their descriptor. Each object belongs to one GPU. Any thread.
+// Memory that the CUDA device reaches: host regions, page-locked for DMA; allocations on the GPU that live as long as
+// somebody holds their descriptor, this worker's own and clients'; and clients' allocations by legacy IPC handle. Each
+// object belongs to one GPU. Any thread.
 #ifndef GEMMD_GPU_CUDA_CUDA_MEMORY_H_
 #define GEMMD_GPU_CUDA_CUDA_MEMORY_H_
 
@@ -57,14 +58,17 @@ class HostMemory : public CudaMemory {
   bool locked_ = false;
 };
 
-// Memory of the GPU, made by the driver's virtual memory management so that a descriptor of it can leave the process.
+// Memory of the GPU, made by the driver's virtual memory management so that a descriptor of it can pass between
+// processes.
 class GpuMemory : public CudaMemory {
  public:
   // Zeroed. Errors: RESOURCE_EXHAUSTED.
   static absl::StatusOr<std::shared_ptr<GpuMemory>> Allocate(const Driver& driver, int device, uint64_t byte_size);
 
-  // Memory that another worker allocated with the same byte_size. Errors: INVALID_ARGUMENT, RESOURCE_EXHAUSTED.
-  static absl::StatusOr<std::shared_ptr<GpuMemory>> Import(const Driver& driver, int device, uint64_t byte_size,
+  // Memory of another process, of at least spec.byte_size bytes rounded up to granules of 2 MiB, mapped with
+  // spec.access: a kernel cannot write what a client lent for reading. Errors: INVALID_ARGUMENT (no descriptor of CUDA
+  // memory, another GPU's, too short), RESOURCE_EXHAUSTED.
+  static absl::StatusOr<std::shared_ptr<GpuMemory>> Import(const Driver& driver, int device, const RegionSpec& spec,
                                                            UniqueFd fd);
 
   ~GpuMemory() override;
@@ -73,13 +77,30 @@ class GpuMemory : public CudaMemory {
 
  private:
   GpuMemory(const Driver& driver, uint64_t byte_size) : CudaMemory(byte_size, true), driver_(driver) {}
-  absl::Status MapHandle(int device, uint64_t mapped_bytes);
+  absl::Status CheckHandle(int device) const;
+  absl::Status MapHandle(int device, uint64_t mapped_bytes, Access access);
 
   const Driver driver_;
   CUmemGenericAllocationHandle handle_ = 0;
   bool has_handle_ = false;
   uint64_t reserved_bytes_ = 0;
   bool mapped_ = false;
+};
+
+// A part of an allocation that a client made with cudaMalloc. The mapping is always writable: CUDA has no other. Ends
+// with the client's allocation, and must not be used after it; the driver then reports errors, or worse.
+class IpcGpuMemory : public CudaMemory {
+ public:
+  // Errors: INVALID_ARGUMENT (a handle that CUDA does not know, another GPU's, a wrong size), FAILED_PRECONDITION (the
+  // client has this process's number in another PID namespace, which CUDA confuses), RESOURCE_EXHAUSTED.
+  static absl::StatusOr<std::shared_ptr<IpcGpuMemory>> Open(const Driver& driver, int device, const RegionSpec& spec);
+  ~IpcGpuMemory() override;
+  absl::Status ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const override;
+
+ private:
+  explicit IpcGpuMemory(uint64_t byte_size) : CudaMemory(byte_size, true) {}
+
+  void* allocation_ = nullptr;
 };
 
 }  // namespace gemmd

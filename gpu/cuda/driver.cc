@@ -43,6 +43,8 @@ absl::StatusOr<Driver> Driver::Load() {
   status.Update(Find("cuMemExportToShareableHandle", &driver.mem_export));
   status.Update(Find("cuMemImportFromShareableHandle", &driver.mem_import));
   status.Update(Find("cuMemGetAllocationGranularity", &driver.mem_granularity));
+  status.Update(Find("cuMemGetAllocationPropertiesFromHandle", &driver.mem_properties));
+  status.Update(Find("cuMemGetAddressRange", &driver.mem_address_range));
   if (!status.ok()) return status;
   return driver;
 }

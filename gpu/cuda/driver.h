@@ -27,6 +27,8 @@ struct Driver {
   decltype(&cuMemExportToShareableHandle) mem_export = nullptr;
   decltype(&cuMemImportFromShareableHandle) mem_import = nullptr;
   decltype(&cuMemGetAllocationGranularity) mem_granularity = nullptr;
+  decltype(&cuMemGetAllocationPropertiesFromHandle) mem_properties = nullptr;
+  decltype(&cuMemGetAddressRange) mem_address_range = nullptr;
 
   // Errors: FAILED_PRECONDITION if there is no driver, or one too old.
   static absl::StatusOr<Driver> Load();

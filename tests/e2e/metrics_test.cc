@@ -157,7 +157,7 @@ TEST_F(MetricsPageTest, EverySeriesIsThereFromTheFirstScrapeOn) {
     ASSERT_TRUE(client.ok()) << client.status();
     for (const Op op : {Op::kDense, Op::kMGroupedContiguous, Op::kMGroupedMasked, Op::kKGrouped, Op::kQuantize}) {
       for (const Transport transport :
-           {Transport::kInline, Transport::kHost, Transport::kSharedMemory, Transport::kTensor}) {
+           {Transport::kInline, Transport::kHost, Transport::kSharedMemory, Transport::kTensor, Transport::kPool}) {
         ProblemSpec spec{.op = op, .m = 8, .n = 128, .k = 256};
         if (op == Op::kKGrouped) {
           spec.scaling = Scaling::k1D1D;

@@ -86,7 +86,7 @@ TEST_P(OperationsTest, UnaryResultsAreWithinTheLimits) {
     SCOPED_TRACE(one.name);
     const auto problem = Make(one.spec);
     ASSERT_TRUE(problem.ok()) << problem.status();
-    (*problem)->ResetResult();
+    ASSERT_TRUE((*problem)->ResetResult().ok());
     const auto response = client_->Run((*problem)->request());
     ASSERT_TRUE(response.ok()) << response.status();
     EXPECT_TRUE((*problem)->Check(*response).ok()) << (*problem)->Check(*response).status();
@@ -98,7 +98,7 @@ TEST_P(OperationsTest, PipelinedResultsAreWithinTheLimits) {
   for (const Case& one : Cases()) {
     auto problem = Make(one.spec);
     ASSERT_TRUE(problem.ok()) << one.name << ": " << problem.status();
-    (*problem)->ResetResult();
+    ASSERT_TRUE((*problem)->ResetResult().ok());
     problems.push_back(*std::move(problem));
   }
   std::vector<absl::StatusOr<v1::RunResponse>> responses(problems.size(), absl::UnknownError("no answer"));
@@ -125,7 +125,7 @@ TEST_P(OperationsTest, OnlyRowsInUseCountAsFlops) {
   ASSERT_TRUE(problem.ok()) << problem.status();
   const auto before = daemon_->Metric(series);
   ASSERT_TRUE(before.ok()) << before.status();
-  (*problem)->ResetResult();
+  ASSERT_TRUE((*problem)->ResetResult().ok());
   ASSERT_TRUE(client_->Run((*problem)->request()).ok());
   const auto after = daemon_->Metric(series);
   ASSERT_TRUE(after.ok()) << after.status();
@@ -137,7 +137,7 @@ TEST_P(OperationsTest, AccumulationAddsToWhatDHolds) {
   const auto problem =
       Make({.op = Op::kDense, .d_dtype = DType::kF32, .accumulate = true, .m = 17, .n = 128, .k = 256});
   ASSERT_TRUE(problem.ok()) << problem.status();
-  (*problem)->ResetResult();
+  ASSERT_TRUE((*problem)->ResetResult().ok());
   const auto response = client_->Run((*problem)->request());
   ASSERT_TRUE(response.ok()) << response.status();
   EXPECT_TRUE((*problem)->Check(*response).ok()) << (*problem)->Check(*response).status();
@@ -145,7 +145,7 @@ TEST_P(OperationsTest, AccumulationAddsToWhatDHolds) {
 
 INSTANTIATE_TEST_SUITE_P(Transports, OperationsTest,
                          ::testing::Values(Transport::kInline, Transport::kHost, Transport::kSharedMemory,
-                                           Transport::kTensor),
+                                           Transport::kTensor, Transport::kPool),
                          [](const auto& param_info) { return std::string(Name(param_info.param)); });
 
 }  // namespace

@@ -56,7 +56,7 @@ TEST(WorkerDeathTest, RequestsInItGetUnavailableAndTheNextSucceedsInTwoSeconds) 
   EXPECT_GT(unavailable, 0);
   EXPECT_EQ(wrong, 0);
 
-  problem->ResetResult();
+  ASSERT_TRUE(problem->ResetResult().ok());
   v1::RunResponse response;
   EXPECT_LE(TimeToSuccess(*fixture.client, problem->request(), killed, &response), kAllowed);
   EXPECT_TRUE(problem->Check(response).ok()) << "the host region must be mapped in the new worker";

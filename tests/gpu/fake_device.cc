@@ -2,11 +2,14 @@
 #include "tests/gpu/fake_device.h"
 
 #include "proto/job_ring.h"
+#include "tests/gpu/fake_cuda.h"
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 
 #include <cstring>
+#include <fcntl.h>
 #include <fstream>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -20,22 +23,40 @@ constexpr int kCrashExitStatus = 66;
 // Reached with pread and pwrite, so that sealed and unsealed memory are the same to it.
 class FileMemory : public DeviceMemory {
  public:
-  FileMemory(UniqueFd fd, uint64_t byte_size) : fd_(std::move(fd)), byte_size_(byte_size) {}
+  // The region begins at `start` of the file.
+  FileMemory(UniqueFd fd, uint64_t byte_size, uint64_t start = 0)
+      : fd_(std::move(fd)), byte_size_(byte_size), start_(start) {}
   uint64_t byte_size() const override { return byte_size_; }
   absl::Status ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const override {
-    const ssize_t got = pread(fd_.get(), destination, byte_size, static_cast<off_t>(offset));
+    const ssize_t got = pread(fd_.get(), destination, byte_size, static_cast<off_t>(start_ + offset));
     if (got == static_cast<ssize_t>(byte_size)) return absl::OkStatus();
     return absl::OutOfRangeError("memory object is smaller than it was registered");
   }
   bool WriteBytes(uint64_t offset, const std::vector<char>& bytes) const {
-    return pwrite(fd_.get(), bytes.data(), bytes.size(), static_cast<off_t>(offset)) ==
+    return pwrite(fd_.get(), bytes.data(), bytes.size(), static_cast<off_t>(start_ + offset)) ==
            static_cast<ssize_t>(bytes.size());
   }
 
  private:
   const UniqueFd fd_;
   const uint64_t byte_size_;
+  const uint64_t start_;
 };
+
+absl::StatusOr<std::shared_ptr<DeviceMemory>> OpenIpc(const RegionSpec& spec) {
+  FakeIpcHandle handle;
+  std::memcpy(&handle, spec.ipc.handle, sizeof(handle));
+  UniqueFd fd(open(absl::StrCat("/proc/", handle.pid, "/fd/", handle.fd).c_str(), O_RDWR | O_CLOEXEC));
+  struct stat status {};
+  if (!fd.valid() || fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode)) {
+    return absl::InvalidArgumentError("ipc.handle: not one of the fake driver");
+  }
+  if (static_cast<uint64_t>(status.st_size) != spec.ipc.allocation_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("ipc.allocation_bytes: expected ", status.st_size, ", got ", spec.ipc.allocation_bytes));
+  }
+  return std::make_shared<FileMemory>(std::move(fd), spec.byte_size, spec.ipc.offset);
+}
 
 void Fill(const Operand& operand, int value) {
   const auto* file = dynamic_cast<const FileMemory*>(operand.memory.get());
@@ -71,13 +92,13 @@ absl::Status HeapMemory::ReadBytes(uint64_t offset, uint64_t byte_size, void* de
   return absl::OkStatus();
 }
 
-FakeDevice::FakeDevice(FakeScript script) : script_(script) {
-  traits_.device = "cpu";
+FakeDevice::FakeDevice(FakeScript script) : script_(std::move(script)) {
+  traits_.device = script_.device;
   traits_.name = "fake";
   traits_.memory_bytes = uint64_t{1} << 32;
   traits_.cores = 1;
-  traits_.max_batches_in_flight = script.max_batches_in_flight;
-  const bool has_thread = !script.manual && (script.delay_ns > 0 || script.hang_after_jobs > 0);
+  traits_.max_batches_in_flight = script_.max_batches_in_flight;
+  const bool has_thread = !script_.manual && (script_.delay_ns > 0 || script_.hang_after_jobs > 0);
   if (has_thread) thread_ = std::thread([this] { Run(); });
 }
 
@@ -90,7 +111,15 @@ FakeDevice::~FakeDevice() {
 }
 
 absl::StatusOr<std::shared_ptr<DeviceMemory>> FakeDevice::Map(const RegionSpec& spec, UniqueFd fd) {
-  if (spec.kind != RegionKind::kSharedMemory) {
+  if (spec.kind == RegionKind::kDeviceIpc) return OpenIpc(spec);
+  // Of the fake driver: a memfd that it resizes.
+  struct stat status {};
+  if (spec.kind == RegionKind::kDevice && (fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode) ||
+                                           static_cast<uint64_t>(status.st_size) < spec.byte_size)) {
+    return absl::InvalidArgumentError("descriptor: expected one of an allocation of the fake driver");
+  }
+  const bool sealed = spec.kind != RegionKind::kSharedMemory && spec.kind != RegionKind::kDevice;
+  if (sealed) {
     if (absl::Status status = CheckSealedMemory(fd.get(), spec.byte_size); !status.ok()) return status;
   }
   return std::make_shared<FileMemory>(std::move(fd), spec.byte_size);

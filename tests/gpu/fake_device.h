@@ -33,6 +33,7 @@ class HeapMemory : public DeviceMemory {
 };
 
 struct FakeScript {
+  std::string device = "cpu";     // Of traits.
   uint64_t delay_ns = 0;          // Of each batch. 0: answered inside Submit.
   uint64_t fail_every = 0;        // Each so-many-th job fails with kDeviceFailed; 0: none.
   uint64_t exit_after_jobs = 0;   // The process ends, as by a crash, in the middle of this job; 0: never.

@@ -4,6 +4,7 @@
 #include "gpu/worker.h"
 #include "gpu/worker_process.h"
 #include "proto/log.h"
+#include "tests/gpu/fake_cuda.h"
 #include "tests/gpu/fake_device.h"
 
 #include "absl/flags/flag.h"
@@ -12,11 +13,13 @@
 #include <spdlog/spdlog.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <string>
 #include <utility>
 
 ABSL_FLAG(int, control_fd, -1, "As gemmd-worker's.");
-ABSL_FLAG(std::string, device, "cpu", "Taken and ignored.");
+ABSL_FLAG(std::string, device, "cpu", "What the device says that it is.");
+ABSL_FLAG(bool, list_gpus, false, "As gemmd-worker's: lists the GPUs of the fake CUDA driver.");
 ABSL_FLAG(int, threads, 0, "Taken and ignored.");
 ABSL_FLAG(bool, merging, true, "As gemmd-worker's.");
 ABSL_FLAG(uint32_t, spin_us, 0, "As gemmd-worker's.");
@@ -39,6 +42,10 @@ ABSL_FLAG(int, fill, -1, "Byte that outputs are filled with; -1: left alone.");
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage("gemmd-worker on a device that computes nothing, for tests.");
   absl::ParseCommandLine(argc, argv);
+  if (absl::GetFlag(FLAGS_list_gpus)) {
+    for (const char* gpu : gemmd::testing::kFakeGpus) std::printf("%s Fake GPU\n", gpu);
+    return 0;
+  }
   gemmd::StartLog("gemmd-worker-fake", gemmd::ParseLogFormat(absl::GetFlag(FLAGS_log_format)).value(),
                   gemmd::ParseLogLevel(absl::GetFlag(FLAGS_log_level)).value());
   if (!gemmd::DieWithParent().ok()) return 0;
@@ -48,6 +55,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   gemmd::testing::FakeScript script;
+  script.device = absl::GetFlag(FLAGS_device);
   script.delay_ns = absl::GetFlag(FLAGS_delay_us) * 1000;
   script.fail_every = absl::GetFlag(FLAGS_fail_every);
   script.exit_after_jobs = absl::GetFlag(FLAGS_exit_after_jobs);

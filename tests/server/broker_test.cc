@@ -140,7 +140,7 @@ TEST_F(BrokerTest, DeadClientLeavesNothing) {
     for (int i = 0; i < 10; ++i) ASSERT_EQ(client.Register(4096, SealedMemory(4096).get()).code, 0u);
     EXPECT_EQ(state_.pool.region_count(), regions + 10);
   }
-  WaitUntil([&] { return state_.regions->Counts().host == 0; });
+  WaitUntil([&] { return state_.regions->Counts().regions() == 0; });
   WaitUntil([&] { return broker_->connections() == 0; });
   state_.pool.Drain();
   EXPECT_EQ(state_.pool.region_count(), regions);
@@ -157,11 +157,11 @@ TEST_F(BrokerTest, ClientThatDiesWhileMappingLeavesNothing) {
   request.type = BrokerRequestType::kRegisterHost;
   request.byte_size = 4096;
   ASSERT_TRUE(client.Send(request, SealedMemory(4096).get()).ok());
-  WaitUntil([&] { return state_.regions->Counts().host == 1; });
+  WaitUntil([&] { return state_.regions->Counts().regions() == 1; });
   client.Hangup();
   WaitUntil([&] { return broker_->connections() == 0; });
   state_.pool.Resume();
-  WaitUntil([&] { return state_.regions->Counts().host == 0; });
+  WaitUntil([&] { return state_.regions->Counts().regions() == 0; });
   state_.pool.Drain();
   EXPECT_EQ(state_.pool.region_count(), regions);
 }

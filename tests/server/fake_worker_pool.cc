@@ -29,21 +29,22 @@ FakeWorkerPool::~FakeWorkerPool() {
   thread_.join();
 }
 
-void FakeWorkerPool::MapRegion(uint64_t region_id, RegionKind, Access access, uint64_t byte_size, UniqueFd fd,
-                               StatusCallback done) {
+void FakeWorkerPool::MapRegion(uint64_t region_id, const RegionToMap& region, UniqueFd fd, StatusCallback done) {
   auto shared_fd = std::make_shared<UniqueFd>(std::move(fd));
-  Post([this, region_id, access, byte_size, shared_fd, done = std::move(done)] {
+  Post([this, region_id, region, shared_fd, done = std::move(done)] {
     absl::Status status = TakeFailure(&FakeWorkerPool::fail_control_).value_or(absl::OkStatus());
-    if (status.ok()) {
-      auto mapping = SharedMapping::Map(shared_fd->get(), byte_size, access);
+    auto memory = std::make_shared<Memory>();
+    if (status.ok() && region.kind == RegionKind::kDeviceIpc) {
+      memory->allocated.resize(region.byte_size);  // There is no memory to find.
+    } else if (status.ok()) {
+      auto mapping = SharedMapping::Map(shared_fd->get(), region.byte_size, region.access);
       status = mapping.status();
-      if (status.ok()) {
-        auto memory = std::make_shared<Memory>();
-        memory->mapping = *std::move(mapping);
-        memory->writable = access == Access::kReadWrite;
-        absl::MutexLock lock(&mutex_);
-        memory_.emplace(region_id, std::move(memory));
-      }
+      if (status.ok()) memory->mapping = *std::move(mapping);
+    }
+    if (status.ok()) {
+      memory->writable = region.access == Access::kReadWrite;
+      absl::MutexLock lock(&mutex_);
+      memory_.emplace(region_id, std::move(memory));
     }
     shared_fd->Reset();
     done(status);
@@ -77,7 +78,18 @@ void FakeWorkerPool::AllocateTensor(uint64_t region_id, uint64_t byte_size, int,
   });
 }
 
-absl::StatusOr<SubmittedJob> FakeWorkerPool::Submit(const JobDescriptor& descriptor, int, JobCallback done) {
+void FakeWorkerPool::AllocatePool(uint64_t region_id, uint64_t byte_size, WorkerMask, PoolCallback done) {
+  absl::StatusOr<UniqueFd> fd = CreateSealedMemory(byte_size);
+  const UniqueFd own = fd.ok() ? fd->Duplicate() : UniqueFd();
+  auto shared_fd = std::make_shared<absl::StatusOr<UniqueFd>>(std::move(fd));
+  MapRegion(region_id, {RegionKind::kPool, Access::kReadWrite, byte_size}, own.Duplicate(),
+            [shared_fd, done = std::move(done)](const absl::Status& status) {
+              if (!status.ok()) return done(status);
+              done(PoolMemory{kFakeGpu, MaskOf(0), *std::move(*shared_fd)});
+            });
+}
+
+absl::StatusOr<SubmittedJob> FakeWorkerPool::Submit(const JobDescriptor& descriptor, WorkerMask, JobCallback done) {
   if (auto failure = TakeFailure(&FakeWorkerPool::fail_submit_)) return *failure;
   JobDescriptor job = descriptor;
   job.job_id = next_job_id_.fetch_add(1);

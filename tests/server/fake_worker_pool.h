@@ -24,6 +24,8 @@
 
 namespace gemmd {
 
+inline constexpr char kFakeGpu[] = "GPU-fake";
+
 class FakeWorkerPool : public WorkerPool {
  public:
   // What a job other than kCopy does; called on the pool's thread.
@@ -33,11 +35,13 @@ class FakeWorkerPool : public WorkerPool {
   ~FakeWorkerPool() override;  // Runs what is queued first.
 
   uint64_t NextRegionId() override { return next_region_id_.fetch_add(1); }
-  void MapRegion(uint64_t region_id, RegionKind kind, Access access, uint64_t byte_size, UniqueFd fd,
-                 StatusCallback done) override;
+  // One worker, on kFakeGpu.
+  WorkerMask WorkersOn(absl::string_view device) const override { return device == kFakeGpu ? MaskOf(0) : 0; }
+  void MapRegion(uint64_t region_id, const RegionToMap& region, UniqueFd fd, StatusCallback done) override;
   void CloseRegion(uint64_t region_id, StatusCallback done) override;
   void AllocateTensor(uint64_t region_id, uint64_t byte_size, int worker, AllocateCallback done) override;
-  absl::StatusOr<SubmittedJob> Submit(const JobDescriptor& descriptor, int worker, JobCallback done) override;
+  void AllocatePool(uint64_t region_id, uint64_t byte_size, WorkerMask workers, PoolCallback done) override;
+  absl::StatusOr<SubmittedJob> Submit(const JobDescriptor& descriptor, WorkerMask workers, JobCallback done) override;
   void Cancel(const SubmittedJob& job) override;
   void Prepare(const PrepareShape& shape, PrepareCallback done) override;
   void SetLogLevel(uint8_t) override {}
@@ -50,8 +54,8 @@ class FakeWorkerPool : public WorkerPool {
   void Drain();
 
   void SetJobHandler(JobHandler handler);
-  // The next MapRegion or AllocateTensor (FailNextControl), Submit (FailNextSubmit), or job (FailNextJob) fails with
-  // this; UNAVAILABLE in FailNextJob acts as the death of the worker.
+  // The next MapRegion, AllocateTensor or AllocatePool (FailNextControl), Submit (FailNextSubmit), or job (FailNextJob)
+  // fails with this; UNAVAILABLE in FailNextJob acts as the death of the worker.
   void FailNextControl(absl::Status status);
   void FailNextSubmit(absl::Status status);
   void FailNextJob(absl::Status status);

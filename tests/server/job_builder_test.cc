@@ -70,7 +70,7 @@ TEST_F(JobBuilderTest, InlineBytesAreCopiedIntoTheArena) {
   EXPECT_EQ(b.offset % 64, 0u);
   EXPECT_EQ(std::memcmp(job->lease.data() + (b.offset - job->lease.offset()), std::string(80, 'b').data(), 80), 0);
   EXPECT_EQ(job->transport, Transport::kInline);
-  EXPECT_EQ(job->worker, kAnyWorker);
+  EXPECT_EQ(job->workers, kAllWorkers);
 }
 
 TEST_F(JobBuilderTest, TheArenaIsFreeAgainWhenTheJobGoes) {
@@ -209,6 +209,20 @@ TEST_F(JobBuilderTest, ASliceBecomesAWindowOnItsRegion) {
   EXPECT_EQ(job->transport, Transport::kHost);
 }
 
+TEST_F(JobBuilderTest, MemoryOnAGpuGoesToItsWorkers) {
+  const absl::StatusOr<uint64_t> region =
+      RegisterDevice(*state_.regions, session_, {4096, true}, kFakeGpu, SealedMemory(4096));
+  ASSERT_TRUE(region.ok()) << region.status();
+  v1::RunRequest request = Dense();
+  v1::TensorRef& d = *request.mutable_dense()->mutable_d();
+  SetRef(d, v1::BF16, {3, 5});
+  d.mutable_slice()->set_region_id(*region);
+  absl::StatusOr<BuiltJob> job = Build(request);
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(job->workers, MaskOf(0));
+  EXPECT_EQ(job->transport, Transport::kDevice);
+}
+
 TEST_F(JobBuilderTest, AForeignRegionIsNotFoundAndTheFieldIsNamed) {
   const std::shared_ptr<Session> other = *state_.sessions.Open({.remote = false, .uid = 1}, "other");
   const absl::StatusOr<uint64_t> region = RegisterHost(*state_.regions, other, {4096, true}, SealedMemory(4096));
@@ -236,7 +250,7 @@ TEST_F(JobBuilderTest, ATensorBringsItsLayoutAndItsWorker) {
   EXPECT_EQ(b.dtype, DType::kE4m3);
   EXPECT_EQ(b.shape[0], 5);
   EXPECT_EQ(b.strides[0], 16);
-  EXPECT_EQ(job->worker, tensor->worker);
+  EXPECT_EQ(job->workers, MaskOf(tensor->worker));
   EXPECT_EQ(job->transport, Transport::kTensor);
   EXPECT_EQ(job->d_bytes, 30u);
 }

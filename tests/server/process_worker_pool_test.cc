@@ -116,7 +116,7 @@ class ProcessWorkerPoolTest : public ::testing::Test {
     EXPECT_EQ(pwrite(files_.back().get(), bytes.data(), bytes.size(), 0), static_cast<ssize_t>(kBytes));
     const uint64_t id = pool_->NextRegionId();
     Answer<absl::Status> mapped;
-    pool_->MapRegion(id, RegionKind::kHost, Access::kReadWrite, kBytes, files_.back().Duplicate(),
+    pool_->MapRegion(id, {RegionKind::kHost, Access::kReadWrite, kBytes}, files_.back().Duplicate(),
                      [&](absl::Status status) { mapped.Set(std::move(status)); });
     const absl::Status status = mapped.Get();
     EXPECT_TRUE(status.ok()) << status;
@@ -137,7 +137,7 @@ class ProcessWorkerPoolTest : public ::testing::Test {
   }
 
   absl::StatusOr<SubmittedJob> Submit(const JobDescriptor& job, Answer<JobAnswer>& answer, int worker = kAnyWorker) {
-    return pool_->Submit(job, worker, [&answer](absl::Status status, const JobCompletion& completion) {
+    return pool_->Submit(job, MaskOf(worker), [&answer](absl::Status status, const JobCompletion& completion) {
       answer.Set({std::move(status), completion});
     });
   }
@@ -262,6 +262,60 @@ TEST_F(ProcessWorkerPoolTest, ATensorGoesWhereItIsToldTo) {
                           [&](absl::StatusOr<int> worker) { allocated.Set(std::move(worker)); });
     EXPECT_EQ(allocated.Get().value(), 1);
   }
+}
+
+TEST_F(ProcessWorkerPoolTest, MemoryOfADeviceIsMappedByTheWorkersOnIt) {
+  ProcessWorkerPoolOptions options = Options(3);
+  options.devices = {"GPU-a", "GPU-b", "GPU-b"};
+  for (size_t i = 0; i < 3; ++i) options.supervisor.workers[i] = {"--device=" + options.devices[i]};
+  Start(options);
+  ASSERT_TRUE(pool_->WaitReady().ok());
+  EXPECT_EQ(pool_->WorkersOn("GPU-a"), 0b001u);
+  EXPECT_EQ(pool_->WorkersOn("GPU-b"), 0b110u);
+  EXPECT_EQ(pool_->WorkersOn("cpu"), 0u);
+
+  const uint64_t from = MakeRegion('a');
+  files_.push_back(SealedMemory(kBytes));
+  const uint64_t to = pool_->NextRegionId();
+  Answer<absl::Status> mapped;
+  pool_->MapRegion(to, {RegionKind::kDevice, Access::kReadWrite, kBytes, pool_->WorkersOn("GPU-b")},
+                   files_.back().Duplicate(), [&](absl::Status status) { mapped.Set(std::move(status)); });
+  ASSERT_TRUE(mapped.Get().ok());
+  ExpectSuccess(Run(CopyJob(from, to), 1));
+  ExpectSuccess(Run(CopyJob(from, to), 2));
+  EXPECT_EQ(Bytes(1), Bytes(0));
+  EXPECT_EQ(Run(CopyJob(from, to), 0).completion.reason.rule, Rule::kUnknownRegion);
+  Replace(2);
+  ExpectSuccess(Run(CopyJob(from, to), 2));
+  EXPECT_EQ(Run(CopyJob(from, to), 0).completion.reason.rule, Rule::kUnknownRegion);
+  EXPECT_TRUE(Close(to).ok());
+  EXPECT_EQ(Run(CopyJob(from, to), 1).completion.reason.rule, Rule::kUnknownRegion);
+}
+
+TEST_F(ProcessWorkerPoolTest, APoolIsMappedByAllWorkersOnItsDeviceAndByItsClient) {
+  ProcessWorkerPoolOptions options = Options(3);
+  options.devices = {"GPU-a", "GPU-b", "GPU-b"};
+  for (size_t i = 0; i < 3; ++i) options.supervisor.workers[i] = {"--device=" + options.devices[i]};
+  Start(options);
+  ASSERT_TRUE(pool_->WaitReady().ok());
+  const uint64_t from = MakeRegion('a');
+  const uint64_t id = pool_->NextRegionId();
+  Answer<absl::StatusOr<PoolMemory>> allocated;
+  pool_->AllocatePool(id, kBytes, pool_->WorkersOn("GPU-b"),
+                      [&](absl::StatusOr<PoolMemory> memory) { allocated.Set(std::move(memory)); });
+  absl::StatusOr<PoolMemory> memory = allocated.Get();
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  EXPECT_EQ(memory->device, "GPU-b");
+  EXPECT_EQ(memory->workers, 0b110u);
+  files_.push_back(std::move(memory->fd));
+  for (const int worker : {1, 2}) {
+    ASSERT_EQ(pwrite(files_.back().get(), "?", 1, 0), 1);
+    ExpectSuccess(Run(CopyJob(from, id), worker));
+    EXPECT_EQ(Bytes(1), Bytes(0));
+  }
+  EXPECT_EQ(Run(CopyJob(from, id), 0).completion.reason.rule, Rule::kUnknownRegion);
+  Replace(1);
+  ExpectSuccess(Run(CopyJob(from, id), 1));
 }
 
 TEST_F(ProcessWorkerPoolTest, JobsInFlightAreUnavailableWhenTheirWorkerDies) {

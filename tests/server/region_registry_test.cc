@@ -40,8 +40,8 @@ TEST_F(RegionRegistryTest, RegisteredRegionIsFoundByItsSession) {
   EXPECT_EQ(view->byte_size, 4096u);
   EXPECT_TRUE(view->writable);
   EXPECT_EQ(state_.regions->List(*session_).size(), 1u);
-  EXPECT_EQ(state_.regions->Counts().host_bytes, 4096u);
-  EXPECT_EQ(state_.regions->Counts().host_registrations_total[0], 1u);
+  EXPECT_EQ(state_.regions->Counts().of(RegionKind::kHost).bytes, 4096u);
+  EXPECT_EQ(state_.regions->Counts().of(RegionKind::kHost).registrations_total[0], 1u);
 }
 
 TEST_F(RegionRegistryTest, ForeignAndUnknownGetTheSameRefusal) {
@@ -104,7 +104,7 @@ TEST_F(RegionRegistryTest, WritableRegionNeedsAWritableDescriptor) {
 TEST_F(RegionRegistryTest, FailureOfTheWorkersKeepsNothing) {
   state_.pool.FailNextControl(absl::ResourceExhaustedError("no memory"));
   EXPECT_TRUE(absl::IsResourceExhausted(RegisterStatus(kPage, SealedMemory(4096))));
-  EXPECT_EQ(state_.regions->Counts().host, 0u);
+  EXPECT_EQ(state_.regions->Counts().regions(), 0u);
   for (int i = 0; i < 4; ++i) EXPECT_TRUE(RegisterStatus(kPage, SealedMemory(4096)).ok());
 }
 
@@ -147,7 +147,7 @@ TEST_F(RegionRegistryTest, SessionThatEndsWhileMappingLeavesNothing) {
   state_.pool.Drain();
   EXPECT_TRUE(absl::IsUnauthenticated(result.status()));
   EXPECT_EQ(state_.pool.region_count(), before);
-  EXPECT_EQ(state_.regions->Counts().host, 0u);
+  EXPECT_EQ(state_.regions->Counts().regions(), 0u);
 }
 
 TEST_F(RegionRegistryTest, EndedSessionRegistersNothing) {
@@ -163,7 +163,7 @@ TEST_F(RegionRegistryTest, ManyCyclesLeakNoDescriptor) {
     ASSERT_TRUE(CloseRegion(*state_.regions, *session_, *id).ok());
   }
   EXPECT_EQ(CountDescriptors(), before);
-  EXPECT_EQ(state_.regions->Counts().host_bytes, 0u);
+  EXPECT_EQ(state_.regions->Counts().of(RegionKind::kHost).bytes, 0u);
 }
 
 TEST_F(RegionRegistryTest, RefusalsLeakNoDescriptor) {
@@ -199,7 +199,7 @@ TEST_F(SharedMemoryTest, IsRegisteredByName) {
   const auto id = RegisterSharedMemory(*state_.regions, session_, name_, kPage);
   ASSERT_TRUE(id.ok()) << id.status();
   EXPECT_EQ(state_.regions->Find(*session_, *id)->kind, RegionKind::kSharedMemory);
-  EXPECT_EQ(state_.regions->Counts().shared_memory_bytes, 4096u);
+  EXPECT_EQ(state_.regions->Counts().of(RegionKind::kSharedMemory).bytes, 4096u);
 }
 
 TEST_F(SharedMemoryTest, OfAnotherUserIsLikeNone) {
@@ -232,6 +232,127 @@ TEST_F(SharedMemoryTest, FifoOfThatNameDoesNotBlock) {
   ASSERT_EQ(mkfifo(("/dev/shm" + fifo).c_str(), 0600), 0);
   EXPECT_TRUE(absl::IsNotFound(Register(fifo, {4096, false})));
   unlink(("/dev/shm" + fifo).c_str());
+}
+
+IpcMemory SomeIpcMemory() {
+  IpcMemory ipc;
+  ipc.allocation_bytes = 2 * kGpuGranule;
+  ipc.offset = 4096;
+  return ipc;
+}
+
+class GpuRegionTest : public RegionRegistryTest {
+ protected:
+  absl::StatusOr<uint64_t> RegisterIpc(const std::shared_ptr<Session>& session, const RegionExtent& extent,
+                                       const IpcMemory& ipc) {
+    return RegisterDeviceIpc(*state_.regions, session, extent, kFakeGpu, ipc);
+  }
+  absl::StatusOr<PoolRegion> CreatePool(const std::shared_ptr<Session>& session, uint64_t byte_size,
+                                        const std::string& device = "") {
+    return gemmd::CreatePool(*state_.regions, session, byte_size, device);
+  }
+
+  const size_t regions_ = state_.pool.region_count();  // gemmd's own.
+};
+
+TEST_F(GpuRegionTest, MemoryOfAGpuBelongsToItsWorkers) {
+  const auto id = RegisterDevice(*state_.regions, session_, kPage, kFakeGpu, SealedMemory(4096));
+  ASSERT_TRUE(id.ok()) << id.status();
+  const auto view = state_.regions->Find(*session_, *id);
+  ASSERT_TRUE(view.ok()) << view.status();
+  EXPECT_EQ(view->kind, RegionKind::kDevice);
+  EXPECT_EQ(view->device, kFakeGpu);
+  EXPECT_EQ(view->workers, MaskOf(0));
+  EXPECT_EQ(state_.regions->Counts().of(RegionKind::kDevice).regions, 1u);
+  EXPECT_TRUE(CloseRegion(*state_.regions, *session_, *id).ok());
+  EXPECT_EQ(state_.regions->Counts().of(RegionKind::kDevice).bytes, 0u);
+}
+
+TEST_F(GpuRegionTest, AGpuThatNobodyServesIsRefusedByName) {
+  for (const char* const gpu : {"GPU-other", "cpu", ""}) {
+    const absl::Status status = RegisterDevice(*state_.regions, session_, kPage, gpu, SealedMemory(4096)).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << gpu;
+    EXPECT_EQ(status.message().substr(0, 5), "gpu: ");
+  }
+  EXPECT_EQ(CreatePool(session_, 4096, "GPU-other").status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(state_.pool.region_count(), regions_);
+  EXPECT_EQ(state_.regions->Counts().of(RegionKind::kDevice).registrations_total[3], 3u);
+}
+
+TEST_F(GpuRegionTest, GpuMemoryIsSharedOnOneMachineOnly) {
+  const std::shared_ptr<Session> remote = *state_.sessions.Open(Identity{.remote = true, .uid = 0}, "");
+  EXPECT_EQ(RegisterDevice(*state_.regions, remote, kPage, kFakeGpu, SealedMemory(4096)).status().code(),
+            absl::StatusCode::kPermissionDenied);
+  EXPECT_EQ(RegisterIpc(remote, kPage, SomeIpcMemory()).status().code(), absl::StatusCode::kPermissionDenied);
+  EXPECT_EQ(CreatePool(remote, 4096).status().code(), absl::StatusCode::kPermissionDenied);
+}
+
+TEST_F(GpuRegionTest, ADescriptorIsNeeded) {
+  const absl::Status status = RegisterDevice(*state_.regions, session_, kPage, kFakeGpu, UniqueFd()).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(status.message().substr(0, 12), "descriptor: ");
+}
+
+TEST_F(GpuRegionTest, AHandleIsMapped) {
+  const auto id = RegisterIpc(session_, kPage, SomeIpcMemory());
+  ASSERT_TRUE(id.ok()) << id.status();
+  EXPECT_EQ(state_.regions->Find(*session_, *id)->kind, RegionKind::kDeviceIpc);
+}
+
+TEST_F(GpuRegionTest, HandlesOfSmallAllocationsAreRefusedWithTheReason) {
+  IpcMemory ipc = SomeIpcMemory();
+  ipc.allocation_bytes = kGpuGranule - 1;
+  const absl::Status status = RegisterIpc(session_, kPage, ipc).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(status.message().find("2 MiB"), std::string::npos) << status;
+}
+
+TEST_F(GpuRegionTest, ARegionLiesInsideItsAllocation) {
+  IpcMemory ipc = SomeIpcMemory();
+  ipc.offset = ipc.allocation_bytes - 2048;
+  EXPECT_EQ(RegisterIpc(session_, kPage, ipc).status().code(), absl::StatusCode::kOutOfRange);
+  ipc.offset = ~uint64_t{15};  // offset + byte_size overflows.
+  EXPECT_EQ(RegisterIpc(session_, kPage, ipc).status().code(), absl::StatusCode::kOutOfRange);
+  ipc.offset = 8;
+  EXPECT_EQ(RegisterIpc(session_, kPage, ipc).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(GpuRegionTest, APoolGivesItsClientADescriptor) {
+  const auto pool = CreatePool(session_, 4096);
+  ASSERT_TRUE(pool.ok()) << pool.status();
+  EXPECT_TRUE(pool->fd.valid());
+  EXPECT_EQ(pool->device, kFakeGpu);
+  const auto view = state_.regions->Find(*session_, pool->region_id);
+  ASSERT_TRUE(view.ok()) << view.status();
+  EXPECT_EQ(view->kind, RegionKind::kPool);
+  EXPECT_EQ(view->workers, MaskOf(0));
+  EXPECT_TRUE(view->writable);
+}
+
+TEST_F(GpuRegionTest, APoolCountsAgainstTheQuotaUntilItIsClosed) {
+  EXPECT_EQ(CreatePool(session_, (1 << 20) + 1).status().code(), absl::StatusCode::kResourceExhausted);
+  const auto pool = CreatePool(session_, 1 << 20);
+  ASSERT_TRUE(pool.ok()) << pool.status();
+  EXPECT_EQ(CreatePool(session_, 1).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(CloseRegion(*state_.regions, *session_, pool->region_id).ok());
+  EXPECT_TRUE(CreatePool(session_, 1).ok());
+}
+
+TEST_F(GpuRegionTest, APoolThatDoesNotFitLeavesNothing) {
+  state_.pool.FailNextControl(absl::ResourceExhaustedError("full"));
+  EXPECT_EQ(CreatePool(session_, 4096).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(state_.regions->Counts().regions(), 0u);
+  EXPECT_EQ(state_.pool.region_count(), regions_);
+}
+
+TEST_F(GpuRegionTest, AllKindsGoWithTheirSession) {
+  ASSERT_TRUE(RegisterDevice(*state_.regions, session_, kPage, kFakeGpu, SealedMemory(4096)).ok());
+  ASSERT_TRUE(RegisterIpc(session_, kPage, SomeIpcMemory()).ok());
+  ASSERT_TRUE(CreatePool(session_, 4096).ok());
+  state_.sessions.Close(session_->id(), SessionEnd::kClient);
+  WaitUntil([this] { return state_.pool.region_count() == regions_; });
+  WaitUntil([this] { return state_.regions->Counts().regions() == 0; });
+  EXPECT_EQ(state_.regions->Counts().reaped_total, 3u);
 }
 
 }  // namespace

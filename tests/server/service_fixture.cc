@@ -91,6 +91,24 @@ absl::StatusOr<uint64_t> RegisterHost(RegionRegistry& regions, const std::shared
       [&](auto done) { regions.RegisterHost(session, extent, std::move(fd), std::move(done)); });
 }
 
+absl::StatusOr<uint64_t> RegisterDevice(RegionRegistry& regions, const std::shared_ptr<Session>& session,
+                                        const RegionExtent& extent, const std::string& gpu, UniqueFd fd) {
+  return Await<absl::StatusOr<uint64_t>>(
+      [&](auto done) { regions.RegisterDevice(session, extent, gpu, std::move(fd), std::move(done)); });
+}
+
+absl::StatusOr<uint64_t> RegisterDeviceIpc(RegionRegistry& regions, const std::shared_ptr<Session>& session,
+                                           const RegionExtent& extent, const std::string& gpu, const IpcMemory& ipc) {
+  return Await<absl::StatusOr<uint64_t>>(
+      [&](auto done) { regions.RegisterDeviceIpc(session, extent, gpu, ipc, std::move(done)); });
+}
+
+absl::StatusOr<PoolRegion> CreatePool(RegionRegistry& regions, const std::shared_ptr<Session>& session,
+                                      uint64_t byte_size, const std::string& device) {
+  return Await<absl::StatusOr<PoolRegion>>(
+      [&](auto done) { regions.CreatePool(session, byte_size, device, std::move(done)); });
+}
+
 absl::StatusOr<uint64_t> RegisterSharedMemory(RegionRegistry& regions, const std::shared_ptr<Session>& session,
                                               const std::string& name, const RegionExtent& extent) {
   return Await<absl::StatusOr<uint64_t>>(

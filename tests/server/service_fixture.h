@@ -69,6 +69,12 @@ size_t CountDescriptors();
 void WaitUntil(const std::function<bool()>& condition);
 
 // The status of a registration, waited for.
+absl::StatusOr<uint64_t> RegisterDevice(RegionRegistry& regions, const std::shared_ptr<Session>& session,
+                                        const RegionExtent& extent, const std::string& gpu, UniqueFd fd);
+absl::StatusOr<uint64_t> RegisterDeviceIpc(RegionRegistry& regions, const std::shared_ptr<Session>& session,
+                                           const RegionExtent& extent, const std::string& gpu, const IpcMemory& ipc);
+absl::StatusOr<PoolRegion> CreatePool(RegionRegistry& regions, const std::shared_ptr<Session>& session,
+                                      uint64_t byte_size, const std::string& device);
 absl::StatusOr<uint64_t> RegisterHost(RegionRegistry& regions, const std::shared_ptr<Session>& session,
                                       const RegionExtent& extent, UniqueFd fd);
 absl::StatusOr<uint64_t> RegisterSharedMemory(RegionRegistry& regions, const std::shared_ptr<Session>& session,

@@ -149,7 +149,7 @@ TEST(SessionRegistryTest, ClosingFreesWhatTheSessionOwns) {
   state.sessions.Close(session->id());
   state.pool.Drain();
   EXPECT_EQ(state.pool.region_count(), regions_before);
-  EXPECT_EQ(state.regions->Counts().host, 0u);
+  EXPECT_EQ(state.regions->Counts().regions(), 0u);
   EXPECT_EQ(state.regions->Counts().reaped_total, 1u);
   EXPECT_EQ(state.tensors->Counts().bytes, 0u);
 }

@@ -25,10 +25,11 @@ from gemmd.errors import (
 Metadata = tuple[tuple[str, str], ...]
 
 BROKER_SUFFIX = ".broker"
-_BROKER_VERSION = 1
+_BROKER_VERSION = 2
 _HELLO, _REGISTER_HOST, _CLOSE_REGION = 1, 2, 3
-_REQUEST = struct.Struct("<IIQQII64s")  # type, version, byte_size, region_id, writable, reserved, client_name
-_REPLY = struct.Struct("<IIQQ16s256s")  # code, version, session_id, region_id, secret, message
+# type, version, byte_size, region_id, writable, reserved, client_name, gpu, ipc
+_REQUEST = struct.Struct("<IIQQII64s48s96s")
+_REPLY = struct.Struct("<IIQQ16s256s48s")  # code, version, session_id, region_id, secret, message, gpu
 
 # A child of fork() must not hold the parent's connections: the daemon would not see the parent's end.
 _connections: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
@@ -82,10 +83,10 @@ class BrokerConnection:
         client_name: bytes = b"",
         fd: int | None = None,
     ) -> tuple[int, int, bytes]:
-        request = _REQUEST.pack(kind, _BROKER_VERSION, byte_size, region_id, writable, 0, client_name)
+        request = _REQUEST.pack(kind, _BROKER_VERSION, byte_size, region_id, writable, 0, client_name, b"", b"")
         with self._lock:
             reply = self._converse(request, fd)
-        code, _, session_id, new_region_id, secret, message = _REPLY.unpack(reply)
+        code, _, session_id, new_region_id, secret, message, _gpu = _REPLY.unpack(reply)
         if code != 0:
             raise from_code(code, message.split(b"\0", 1)[0].decode("utf-8", "replace"))
         return session_id, new_region_id, secret
