@@ -112,12 +112,34 @@ class KubernetesTest(unittest.TestCase):
         scaler = manifests.find(objects, "HorizontalPodAutoscaler", "gemmd")["spec"]
         manifests.find(objects, scaler["scaleTargetRef"]["kind"], scaler["scaleTargetRef"]["name"])
         self.assertNotIn("replicas", manifests.workload(objects)["spec"])
+        self.assertGreaterEqual(scaler["minReplicas"], manifests.workload(manifests.render("remote"))["spec"]["replicas"])
         rules = yaml.safe_load((manifests.KUBERNETES / "autoscaling/adapter_rules.yaml").read_text(encoding="utf-8"))["rules"]
         self.assertEqual([metric["pods"]["metric"]["name"] for metric in scaler["metrics"]],
                          [rule["name"]["as"] for rule in rules])
         flags_of_pod = flags(objects)
         drain = duration(flags_of_pod["drain_delay"]) + duration(flags_of_pod["drain_timeout"])
         self.assertGreater(scaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"], drain)
+
+    def test_clients_look_for_new_pods_before_the_autoscaler_judges_them(self):
+        window = manifests.find(manifests.render("autoscaling"), "HorizontalPodAutoscaler", "gemmd")["spec"]["behavior"][
+            "scaleDown"]["stabilizationWindowSeconds"]
+        for overlay in ("remote", "autoscaling"):
+            age = duration(flags(manifests.render(overlay))["max_connection_age"])
+            self.assertLessEqual(age, window)
+            self.assertGreaterEqual(age, 60)  # A TLS handshake costs more than most requests.
+
+    def test_rollouts_and_node_drains_leave_a_replica_that_serves_and_need_no_spare_gpu(self):
+        for overlay in ("remote", "autoscaling"):
+            objects = manifests.render(overlay)
+            deployment = manifests.workload(objects)["spec"]
+            replicas = deployment.get("replicas")
+            if replicas is None:
+                replicas = manifests.find(objects, "HorizontalPodAutoscaler", "gemmd")["spec"]["minReplicas"]
+            rollout = deployment["strategy"]["rollingUpdate"]
+            budget = manifests.find(objects, "PodDisruptionBudget", "gemmd")["spec"]
+            self.assertEqual(rollout["maxSurge"], 0)
+            self.assertEqual(rollout["maxUnavailable"], budget["maxUnavailable"])
+            self.assertGreaterEqual(replicas - rollout["maxUnavailable"], 1)
 
     def test_the_service_monitor_selects_the_metrics_service_of_both_overlays(self):
         monitor = manifests.find(manifests.render("monitoring"), "ServiceMonitor", "gemmd")["spec"]
