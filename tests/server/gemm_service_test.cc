@@ -177,6 +177,17 @@ TEST_F(GemmServiceTest, ADrainRefusesNewWork) {
   EXPECT_EQ(Run(Product(), &response).error_code(), grpc::StatusCode::UNAVAILABLE);
 }
 
+TEST_F(GemmServiceTest, ASessionThatADrainEndedIsToldToGoElsewhere) {
+  gate_.Close();
+  grpc::ClientContext context;
+  Authorize(context, 99, std::string(32, '0'));
+  v1::RunResponse response;
+  EXPECT_EQ(stub_->Run(&context, Product(), &response).error_code(), grpc::StatusCode::UNAVAILABLE);
+  grpc::ClientContext stream_context;
+  Authorize(stream_context, 99, std::string(32, '0'));
+  EXPECT_EQ(stub_->Stream(&stream_context)->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
 TEST_F(GemmServiceTest, TheDeadlineReachesTheWorker) {
   std::atomic<uint64_t> deadline_ns{0};
   state_.pool.SetJobHandler([&deadline_ns](const JobDescriptor& job) {
