@@ -14,7 +14,7 @@ import yaml
 KUBERNETES = pathlib.Path(__file__).resolve().parents[2] / "deploy/kubernetes"
 # What can be applied, alone and with each component.
 OVERLAYS = ("node", "remote", "autoscaling", "monitoring")
-COMPONENTS = {"node": ("mps", "cpu"), "remote": ("mps", "cpu")}
+COMPONENTS = {"node": ("mps", "cpu", "tensors"), "remote": ("mps", "cpu", "tensors")}
 
 
 def cannot_render():
@@ -60,6 +60,20 @@ def find(objects, kind, name):
 def workload(objects):
     """The DaemonSet or Deployment."""
     return next(item for item in objects if item["kind"] in ("DaemonSet", "Deployment"))
+
+
+def flags(objects):
+    """The flags file of gemmd as a dictionary."""
+    pod = workload(objects)["spec"]["template"]["spec"]
+    name = next(volume for volume in pod["volumes"] if volume["name"] == "flags")["configMap"]["name"]
+    lines = find(objects, "ConfigMap", name)["data"]["gemmd.flags"].split("\n")
+    return dict(line[2:].split("=", 1) for line in lines if line.startswith("--"))
+
+
+def duration(text):
+    """Seconds of a flag's value."""
+    number, unit = re.fullmatch(r"([\d.]+)(ms|s|m)", text).groups()
+    return float(number) * {"ms": 0.001, "s": 1, "m": 60}[unit]
 
 
 def _kustomize(folder):
