@@ -86,7 +86,8 @@ Daemon::Daemon(ServerOptions options)
 
 absl::Status Daemon::OpenTokens() {
   if (options_.token_file.empty()) return absl::OkStatus();
-  absl::StatusOr<std::unique_ptr<TokenFile>> tokens = TokenFile::Open(options_.token_file);
+  absl::StatusOr<std::unique_ptr<TokenFile>> tokens =
+      TokenFile::Open(options_.token_file, [this](const absl::Status& status) { metrics_.CountTokenReload(status); });
   if (!tokens.ok()) return tokens.status();
   token_guard_ = std::make_shared<TokenGuard>(*std::move(tokens), [this] { metrics_.CountTokenRefusal(); });
   return absl::OkStatus();

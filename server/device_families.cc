@@ -29,6 +29,7 @@ struct DeviceSum {
   std::map<WorkerState, uint64_t> states;
   std::array<uint64_t, kRestartReasonCount> restarts{};
   uint64_t jobs_in_flight = 0;
+  uint64_t oldest_job_ns = 0;
   WorkerCounts counts;
   WorkerGauges gauges;
 };
@@ -41,6 +42,7 @@ Devices SumUp(const std::vector<WorkerSnapshot>& workers) {
     ++device.states[worker.state];
     for (size_t i = 0; i < kRestartReasonCount; ++i) device.restarts[i] += worker.restarts_by_reason[i];
     device.jobs_in_flight += worker.jobs_in_flight;
+    device.oldest_job_ns = std::max(device.oldest_job_ns, worker.oldest_job_ns);
     AddTo(device.counts, worker.counts);
     device.gauges.queued_jobs += worker.gauges.queued_jobs;
     device.gauges.queued_ns += worker.gauges.queued_ns;
@@ -105,6 +107,9 @@ void AddWorkers(const Devices& devices, std::vector<MetricFamily>& families) {
   families.push_back(OnePerDevice(devices, MetricType::Gauge, "gemmd_queue_device_seconds",
                                   "Time that the device is predicted to take for the jobs that wait.",
                                   [](const DeviceSum& sum) { return Seconds(sum.gauges.queued_ns); }));
+  families.push_back(OnePerDevice(devices, MetricType::Gauge, "gemmd_queue_oldest_seconds",
+                                  "Age of the oldest job given to the workers of a device and not completed; 0: none.",
+                                  [](const DeviceSum& sum) { return Seconds(sum.oldest_job_ns); }));
 }
 
 void AddWork(const Devices& devices, std::vector<MetricFamily>& families) {

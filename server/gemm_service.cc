@@ -12,6 +12,20 @@
 namespace gemmd {
 namespace {
 
+// Whose call it is. Errors: UNAUTHENTICATED; UNAVAILABLE when the gate is closed, since a drain ends sessions before it
+// ends connections, and who comes in between has done nothing wrong.
+absl::StatusOr<std::shared_ptr<Session>> Authenticate(const GemmParts& parts,
+                                                      const grpc::CallbackServerContext& context) {
+  absl::StatusOr<std::shared_ptr<Session>> session = parts.authenticator.Authenticate(context);
+  if (session.ok()) return session;
+  const absl::Status gate = parts.gate.Enter().status();
+  return gate.ok() ? session.status() : gate;
+}
+
+Rejection ReasonOf(const absl::Status& status) {
+  return absl::IsUnavailable(status) ? Rejection::kDraining : Rejection::kUnauthenticated;
+}
+
 // One unary call. gRPC deletes it through OnDone, which comes after Finish and after OnCancel have returned.
 class RunReactor : public grpc::ServerUnaryReactor {
  public:
@@ -21,9 +35,9 @@ class RunReactor : public grpc::ServerUnaryReactor {
         response_(response),
         execution_(parts, Submission::kAssist,
                    request.traceparent().empty() ? TraceparentOf(context) : request.traceparent()) {
-    absl::StatusOr<std::shared_ptr<Session>> session = parts.authenticator.Authenticate(context);
+    absl::StatusOr<std::shared_ptr<Session>> session = Authenticate(parts, context);
     if (!session.ok()) {
-      execution_.Reject(Rejection::kUnauthenticated);
+      execution_.Reject(ReasonOf(session.status()));
       Reply(session.status());
       return;
     }
@@ -67,8 +81,8 @@ grpc::ServerUnaryReactor* GemmService::Run(grpc::CallbackServerContext* context,
 }
 
 grpc::ServerBidiReactor<v1::RunRequest, v1::RunResponse>* GemmService::Stream(grpc::CallbackServerContext* context) {
-  absl::StatusOr<std::shared_ptr<Session>> session = parts_.authenticator.Authenticate(*context);
-  if (!session.ok()) parts_.metrics.CountRejection(Rejection::kUnauthenticated);
+  absl::StatusOr<std::shared_ptr<Session>> session = Authenticate(parts_, *context);
+  if (!session.ok()) parts_.metrics.CountRejection(ReasonOf(session.status()));
   return new GemmStream(parts_, limits_.max_stream_requests, std::move(session), TraceparentOf(*context));
 }
 

@@ -56,16 +56,17 @@ clockid_t CpuClock(pid_t thread) {
   return static_cast<clockid_t>((~static_cast<unsigned>(thread) << 3) | kThreadAndScheduler);
 }
 
-// A call that is over before it began; its completion runs on one of the threads.
-struct CancelledCall {
+}  // namespace
+
+// A call that is over before it began; its completion runs on one of the threads. It holds the channel, so it is freed
+// on ours: gRPC's threads end with the last channel or server, and one that frees that waits for itself to end.
+struct GrpcPollers::CancelledCall {
   grpc::ClientContext context;
   // gRPC takes no message without a slice.
   grpc::Slice nothing;
   grpc::ByteBuffer request{&nothing, 1};
   grpc::ByteBuffer response;
 };
-
-}  // namespace
 
 GrpcPollers::GrpcPollers(PollerPolicy policy, const cpu_set_t& cpus)
     : policy_(policy),
@@ -96,9 +97,10 @@ void GrpcPollers::Park() {
     parking_ = true;
   }
   for (int i = 1; i < total(); ++i) {
-    auto call = std::make_shared<CancelledCall>();
-    call->context.TryCancel();
-    stub_.UnaryCall(&call->context, "/", {}, &call->request, &call->response, [this, call](const grpc::Status&) {
+    calls_.push_back(std::make_unique<CancelledCall>());
+    CancelledCall& call = *calls_.back();
+    call.context.TryCancel();
+    stub_.UnaryCall(&call.context, "/", {}, &call.request, &call.response, [this](const grpc::Status&) {
       const absl::MutexLock lock(&mutex_);
       ++parked_;
       mutex_.Await(absl::Condition(
@@ -113,10 +115,13 @@ void GrpcPollers::Park() {
 }
 
 void GrpcPollers::Release() {
-  const absl::MutexLock lock(&mutex_);
-  parking_ = false;
-  mutex_.Await(absl::Condition(
-      +[](int* parked) { return *parked == 0; }, &parked_));
+  {
+    const absl::MutexLock lock(&mutex_);
+    parking_ = false;
+    mutex_.Await(absl::Condition(
+        +[](int* parked) { return *parked == 0; }, &parked_));
+  }
+  calls_.clear();
   serving_.store(total(), std::memory_order_relaxed);
 }
 

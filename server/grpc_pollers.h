@@ -15,6 +15,7 @@
 #include <grpcpp/generic/generic_stub.h>
 
 #include <atomic>
+#include <memory>
 #include <sched.h>
 #include <sys/types.h>
 #include <thread>
@@ -48,6 +49,8 @@ class GrpcPollers {
   int total() const { return static_cast<int>(threads_.size()); }
 
  private:
+  struct CancelledCall;
+
   void Govern();
   // Returns when all but one are in their callbacks.
   void Park();
@@ -60,6 +63,8 @@ class GrpcPollers {
   const PollerPolicy policy_;
   const std::vector<pid_t> threads_;
   grpc::GenericStub stub_;
+  // Of the threads that are parked. Used by one thread at a time: the constructor's, the governor, the destructor's.
+  std::vector<std::unique_ptr<CancelledCall>> calls_;
   absl::Mutex mutex_;
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
   bool parking_ ABSL_GUARDED_BY(mutex_) = false;

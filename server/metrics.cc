@@ -178,6 +178,12 @@ void Metrics::MakeProcessFamilies(absl::string_view version) {
                          .Help("Calls refused for want of an accepted bearer token.")
                          .Register(*registry_)
                          .Add({});
+  auto& reloads = prometheus::BuildCounter()
+                      .Name("gemmd_config_reloads_total")
+                      .Help("Files that were read again because they changed; failed: what was read before stays.")
+                      .Register(*registry_);
+  token_reloads_ok_ = &reloads.Add({{"file", "tokens"}, {"result", "ok"}});
+  token_reloads_failed_ = &reloads.Add({{"file", "tokens"}, {"result", "failed"}});
   malformed_traceparents_ = &prometheus::BuildCounter()
                                  .Name("gemmd_malformed_traceparents_total")
                                  .Help("Requests with a traceparent that is none, which was ignored.")
@@ -223,6 +229,10 @@ void Metrics::CountRejection(Rejection rejection) { rejections_[static_cast<size
 void Metrics::CountDeadlineMiss(DeadlineMiss miss) { deadline_misses_[static_cast<size_t>(miss)]->Increment(); }
 
 void Metrics::CountTokenRefusal() { token_refusals_->Increment(); }
+
+void Metrics::CountTokenReload(const absl::Status& status) {
+  (status.ok() ? token_reloads_ok_ : token_reloads_failed_)->Increment();
+}
 
 void Metrics::CountMalformedTraceparent() { malformed_traceparents_->Increment(); }
 

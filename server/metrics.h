@@ -65,6 +65,8 @@ class Metrics {
   void CountDeadlineMiss(DeadlineMiss miss);
   // A call of any service without an accepted bearer token.
   void CountTokenRefusal();
+  // The token file was read again.
+  void CountTokenReload(const absl::Status& status);
   // A request whose traceparent is none.
   void CountMalformedTraceparent();
   void AddInFlight(int delta);
@@ -97,6 +99,8 @@ class Metrics {
   std::array<prometheus::Counter*, kDeadlineMissCount> deadline_misses_{};
   std::array<prometheus::Counter*, kRejectionCount> rejections_{};
   prometheus::Counter* token_refusals_ = nullptr;
+  prometheus::Counter* token_reloads_ok_ = nullptr;
+  prometheus::Counter* token_reloads_failed_ = nullptr;
   prometheus::Counter* malformed_traceparents_ = nullptr;
   prometheus::Gauge* in_flight_ = nullptr;
   prometheus::Gauge* ready_ = nullptr;

@@ -50,8 +50,9 @@ absl::StatusOr<std::string> ReadToEnd(int fd) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TokenFile>> TokenFile::Open(std::string path, absl::Duration refresh) {
-  std::unique_ptr<TokenFile> file(new TokenFile(std::move(path), refresh));
+absl::StatusOr<std::unique_ptr<TokenFile>> TokenFile::Open(std::string path, OnReload on_reload,
+                                                           absl::Duration refresh) {
+  std::unique_ptr<TokenFile> file(new TokenFile(std::move(path), std::move(on_reload), refresh));
   absl::MutexLock lock(&file->mutex_);
   absl::StatusOr<Tokens> tokens = file->Read(&file->state_);
   if (!tokens.ok()) return tokens.status();
@@ -82,30 +83,32 @@ absl::StatusOr<TokenFile::Tokens> TokenFile::Read(struct stat* state) const {
   return tokens;
 }
 
-std::shared_ptr<const TokenFile::Tokens> TokenFile::Current() {
+TokenFile::Look TokenFile::LookAtFile() {
   absl::MutexLock lock(&mutex_);
   const absl::Time now = absl::Now();
-  if (now - looked_at_ < refresh_) return tokens_;
+  if (now - looked_at_ < refresh_) return {tokens_, {}};
   looked_at_ = now;
   struct stat state {};
   // A file that is not there has the state of no file: read, and complained about, once.
   if (stat(path_.c_str(), &state) != 0) state = {};
-  if (SameState(state, state_)) return tokens_;
+  if (SameState(state, state_)) return {tokens_, {}};
   state_ = state;
   absl::StatusOr<Tokens> tokens = Read(&state);
   if (!tokens.ok()) {
     spdlog::error("tokens: {}; the tokens read before stay", std::string(tokens.status().message()));
-    return tokens_;
+    return {tokens_, tokens.status()};
   }
   spdlog::info("tokens: read again, {} accepted", tokens->size());
   state_ = state;
   tokens_ = std::make_shared<const Tokens>(*std::move(tokens));
-  return tokens_;
+  return {tokens_, absl::OkStatus()};
 }
 
 bool TokenFile::Accepts(absl::string_view token) {
+  const Look look = LookAtFile();
+  if (look.reload) on_reload_(*look.reload);
   bool accepted = false;
-  for (const std::string& known : *Current()) {
+  for (const std::string& known : *look.tokens) {
     // All are compared, so that the time does not tell which one was found.
     accepted |= known.size() == token.size() && CRYPTO_memcmp(known.data(), token.data(), token.size()) == 0;
   }

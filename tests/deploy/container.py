@@ -14,6 +14,7 @@ import time
 
 USER = 10001
 DEADLINE_SECONDS = 60
+ENVIRONMENT = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
 
 
 def can_run():
@@ -55,12 +56,19 @@ class Container:
         self.process.kill()
         self.process.communicate()
 
+    def _entering(self, command, *namespaces):
+        return ["nsenter", "--target", str(self.pid), "--user", "--preserve-credentials", "--mount", "--net", "--ipc",
+                *namespaces, "--root", "--wd"] + command
+
     def execute(self, command):
         """Runs a command inside, as `docker exec` and exec probes do."""
-        return subprocess.run(
-            ["nsenter", "--target", str(self.pid), "--user", "--preserve-credentials", "--mount", "--net", "--ipc", "--pid",
-             "--root", "--wd"] + command,
-            capture_output=True, text=True, timeout=DEADLINE_SECONDS, env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"})
+        return subprocess.run(self._entering(command, "--pid"), capture_output=True, text=True, timeout=DEADLINE_SECONDS,
+                              env=ENVIRONMENT)
+
+    def start_client(self, command):
+        """Starts a program of the image that outlives process 1: with its network and files, not among its processes."""
+        return subprocess.Popen(self._entering(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                env=ENVIRONMENT)
 
     def wait_for(self, command, seconds=DEADLINE_SECONDS):
         """Repeats a probe until it succeeds, for at most `seconds`; the last result."""

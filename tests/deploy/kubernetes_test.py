@@ -5,29 +5,15 @@
 Usage: kubernetes_test.py
 """
 
-import re
+import json
 import sys
 import unittest
 
 import manifests
 import yaml
 
-SECONDS = {"ms": 0.001, "s": 1, "m": 60}
 # What a worker may take to end after the drain, and the kubelet to notice.
 SLACK_SECONDS = 10
-
-
-def duration(text):
-    number, unit = re.fullmatch(r"([\d.]+)(ms|s|m)", text).groups()
-    return float(number) * SECONDS[unit]
-
-
-def flags(objects):
-    """The flags file of gemmd as a dictionary."""
-    pod = manifests.workload(objects)["spec"]["template"]["spec"]
-    name = next(volume for volume in pod["volumes"] if volume["name"] == "flags")["configMap"]["name"]
-    lines = manifests.find(objects, "ConfigMap", name)["data"]["gemmd.flags"].split("\n")
-    return dict(line[2:].split("=", 1) for line in lines if line.startswith("--"))
 
 
 def matches(selector, labels):
@@ -48,16 +34,16 @@ class KubernetesTest(unittest.TestCase):
 
     def test_termination_is_longer_than_a_drain(self):
         for objects, template in self.for_each_workload():
-            drain = duration(flags(objects)["drain_delay"]) + duration(flags(objects)["drain_timeout"])
+            drain = manifests.duration(manifests.flags(objects)["drain_delay"]) + manifests.duration(manifests.flags(objects)["drain_timeout"])
             self.assertGreaterEqual(template["spec"]["terminationGracePeriodSeconds"], drain + SLACK_SECONDS)
 
     def test_readiness_is_noticed_within_the_drain_delay(self):
         for objects, template in self.for_each_workload():
             probe = template["spec"]["containers"][0]["readinessProbe"]
-            self.assertLess(probe["periodSeconds"] * probe["failureThreshold"], duration(flags(objects)["drain_delay"]))
+            self.assertLess(probe["periodSeconds"] * probe["failureThreshold"], manifests.duration(manifests.flags(objects)["drain_delay"]))
 
     def test_what_a_pod_mounts_is_there(self):
-        secrets = {"gemmd-tls", "gemmd-tokens"}
+        secrets, claims = {"gemmd-tls", "gemmd-tokens"}, {"gemmd-tensors"}
         for objects, template in self.for_each_workload():
             volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
             for container in template["spec"]["containers"] + template["spec"].get("initContainers", []):
@@ -68,6 +54,8 @@ class KubernetesTest(unittest.TestCase):
                     manifests.find(objects, "ConfigMap", volume["configMap"]["name"])
                 if "secret" in volume:
                     self.assertIn(volume["secret"]["secretName"], secrets)
+                if "persistentVolumeClaim" in volume:
+                    self.assertIn(volume["persistentVolumeClaim"]["claimName"], claims)
             manifests.find(objects, "ServiceAccount", template["spec"]["serviceAccountName"])
 
     def test_containers_are_confined(self):
@@ -103,7 +91,7 @@ class KubernetesTest(unittest.TestCase):
                 elif item["kind"] == "NetworkPolicy":
                     for rule in item["spec"]["ingress"]:
                         self.assertLessEqual({port["port"] for port in rule["ports"]}, set(ports))
-            listens = flags(objects)["listen"].split(",") + [flags(objects)["metrics_listen"]]
+            listens = manifests.flags(objects)["listen"].split(",") + [manifests.flags(objects)["metrics_listen"]]
             self.assertEqual({int(address.rsplit(":", 1)[1]) for address in listens if not address.startswith("unix:")},
                              set(ports.values()))
 
@@ -112,12 +100,47 @@ class KubernetesTest(unittest.TestCase):
         scaler = manifests.find(objects, "HorizontalPodAutoscaler", "gemmd")["spec"]
         manifests.find(objects, scaler["scaleTargetRef"]["kind"], scaler["scaleTargetRef"]["name"])
         self.assertNotIn("replicas", manifests.workload(objects)["spec"])
+        self.assertGreaterEqual(scaler["minReplicas"], manifests.workload(manifests.render("remote"))["spec"]["replicas"])
         rules = yaml.safe_load((manifests.KUBERNETES / "autoscaling/adapter_rules.yaml").read_text(encoding="utf-8"))["rules"]
         self.assertEqual([metric["pods"]["metric"]["name"] for metric in scaler["metrics"]],
                          [rule["name"]["as"] for rule in rules])
-        flags_of_pod = flags(objects)
-        drain = duration(flags_of_pod["drain_delay"]) + duration(flags_of_pod["drain_timeout"])
+        flags_of_pod = manifests.flags(objects)
+        drain = manifests.duration(flags_of_pod["drain_delay"]) + manifests.duration(flags_of_pod["drain_timeout"])
         self.assertGreater(scaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"], drain)
+
+    def test_clients_look_for_new_pods_before_the_autoscaler_judges_them(self):
+        window = manifests.find(manifests.render("autoscaling"), "HorizontalPodAutoscaler", "gemmd")["spec"]["behavior"][
+            "scaleDown"]["stabilizationWindowSeconds"]
+        for overlay in ("remote", "autoscaling"):
+            age = manifests.duration(manifests.flags(manifests.render(overlay))["max_connection_age"])
+            self.assertLessEqual(age, window)
+            self.assertGreaterEqual(age, 60)  # A TLS handshake costs more than most requests.
+
+    def test_rollouts_and_node_drains_leave_a_replica_that_serves_and_need_no_spare_gpu(self):
+        for overlay in ("remote", "autoscaling"):
+            objects = manifests.render(overlay)
+            deployment = manifests.workload(objects)["spec"]
+            replicas = deployment.get("replicas")
+            if replicas is None:
+                replicas = manifests.find(objects, "HorizontalPodAutoscaler", "gemmd")["spec"]["minReplicas"]
+            rollout = deployment["strategy"]["rollingUpdate"]
+            budget = manifests.find(objects, "PodDisruptionBudget", "gemmd")["spec"]
+            self.assertEqual(rollout["maxSurge"], 0)
+            self.assertEqual(rollout["maxUnavailable"], budget["maxUnavailable"])
+            self.assertGreaterEqual(replicas - rollout["maxUnavailable"], 1)
+
+    def test_the_tensors_component_mounts_what_its_flags_name_and_its_manifest_names_files_of_the_volume(self):
+        for overlay in ("node", "remote"):
+            objects = manifests.render(overlay, "tensors")
+            pod = manifests.workload(objects)["spec"]["template"]["spec"]
+            arguments = dict(word[2:].split("=", 1) for word in pod["containers"][0]["args"])
+            mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+            volumes = {volume["name"]: volume for volume in pod["volumes"]}
+            self.assertIn("persistentVolumeClaim", volumes[mounts[arguments["tensor_dirs"]]])
+            folder, name = arguments["tensor_manifest"].rsplit("/", 1)
+            listed = manifests.find(objects, "ConfigMap", volumes[mounts[folder]]["configMap"]["name"])["data"][name]
+            for tensor in json.loads(listed)["tensors"]:
+                self.assertFalse(tensor["file"]["path"].startswith("/"))
 
     def test_the_service_monitor_selects_the_metrics_service_of_both_overlays(self):
         monitor = manifests.find(manifests.render("monitoring"), "ServiceMonitor", "gemmd")["spec"]
@@ -145,7 +168,7 @@ class KubernetesTest(unittest.TestCase):
                    for spec in (client, pod)]
         self.assertEqual(sockets[0], sockets[1])
         self.assertIn(pod["securityContext"]["runAsGroup"], client["securityContext"]["supplementalGroups"])
-        self.assertIn("--server=" + flags(objects)["listen"], client["containers"][0]["command"])
+        self.assertIn("--server=" + manifests.flags(objects)["listen"], client["containers"][0]["command"])
         self.assertEqual(client["containers"][0]["image"], pod["containers"][0]["image"])
 
 

@@ -11,22 +11,37 @@ import tempfile
 
 import yaml
 
-KUBERNETES = pathlib.Path(__file__).resolve().parents[2] / "deploy/kubernetes"
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+KUBERNETES = REPOSITORY / "deploy/kubernetes"
 # What can be applied, alone and with each component.
 OVERLAYS = ("node", "remote", "autoscaling", "monitoring")
-COMPONENTS = {"node": ("mps", "cpu"), "remote": ("mps", "cpu")}
+COMPONENTS = {"node": ("mps", "cpu", "tensors"), "remote": ("mps", "cpu", "tensors")}
+
+
+def _kustomize_version(program):
+    """As "v5.6.0"; "" where there is no such program."""
+    try:
+        output = subprocess.run([program, "version", "--client", "--output=json"], check=True, capture_output=True).stdout
+        return json.loads(output).get("kustomizeVersion", "v0")
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return ""
+
+
+@functools.lru_cache(maxsize=None)
+def _kubectl():
+    """One with kustomize 5: the machine's, or the one that .ci/install-deps unpacks. None: there is none."""
+    for program in ("kubectl", str(REPOSITORY / "build/tools/kubectl/kubectl")):
+        if re.match(r"v([5-9]|\d\d)", _kustomize_version(program)):
+            return program
+    return None
 
 
 def cannot_render():
     """None, or the reason why manifests cannot be rendered here."""
-    try:
-        output = subprocess.run(["kubectl", "version", "--client", "--output=json"], check=True, capture_output=True).stdout
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return "kubectl is not installed"
-    version = json.loads(output).get("kustomizeVersion", "v0")
-    if int(re.match(r"v(\d+)", version).group(1)) < 5:
-        return f"expected a kubectl with kustomize 5, got {version}"
-    return None
+    if _kubectl():
+        return None
+    found = _kustomize_version("kubectl") or "no kubectl"
+    return f"expected a kubectl with kustomize 5, got {found} (.ci/install-deps unpacks one into build/tools)"
 
 
 @functools.lru_cache(maxsize=None)
@@ -62,8 +77,22 @@ def workload(objects):
     return next(item for item in objects if item["kind"] in ("DaemonSet", "Deployment"))
 
 
+def flags(objects):
+    """The flags file of gemmd as a dictionary."""
+    pod = workload(objects)["spec"]["template"]["spec"]
+    name = next(volume for volume in pod["volumes"] if volume["name"] == "flags")["configMap"]["name"]
+    lines = find(objects, "ConfigMap", name)["data"]["gemmd.flags"].split("\n")
+    return dict(line[2:].split("=", 1) for line in lines if line.startswith("--"))
+
+
+def duration(text):
+    """Seconds of a flag's value."""
+    number, unit = re.fullmatch(r"([\d.]+)(ms|s|m)", text).groups()
+    return float(number) * {"ms": 0.001, "s": 1, "m": 60}[unit]
+
+
 def _kustomize(folder):
-    result = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    result = subprocess.run([_kubectl(), "kustomize", str(folder)], capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise AssertionError(f"kubectl kustomize {folder}: {result.stderr}")
     return list(yaml.safe_load_all(result.stdout))

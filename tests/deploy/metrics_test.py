@@ -84,6 +84,19 @@ class MetricsTest(unittest.TestCase):
                 if "record" in rule:
                     self.assertTrue(self.daemon.query(rule["record"]), rule["record"])
 
+    def test_the_unit_tests_of_the_rules_are_fed_series_that_exist(self):
+        count = 0
+        for name in ("alerts_test.yaml", "alerts_slow_test.yaml"):
+            for test in yaml.safe_load((pathlib.Path(__file__).parent / name).read_text(encoding="utf-8"))["tests"]:
+                for series in (item["series"] for item in test["input_series"]):
+                    if ONLY_ON_GPUS.search(series):
+                        continue
+                    known = re.sub(r'\b(job|instance|device)="[^"]*",? ?', "", series)
+                    with self.subTest(series=known):
+                        self.assertTrue(self.daemon.query(known))
+                        count += 1
+        self.assertGreater(count, 40)
+
     def test_no_alert_is_pending_on_a_healthy_daemon(self):
         self.assertEqual(self.daemon.query("ALERTS"), [])
 

@@ -29,6 +29,21 @@ def rules():
             for group in load(path)["groups"] for rule in group["rules"]]
 
 
+def unit_tests():
+    return [test for name in UNIT_TESTS for test in load(HERE / name)["tests"]]
+
+
+def alerts_that_fire(test):
+    """(alert, window or "") of each that a unit test expects."""
+    for case in test["promql_expr_test"]:
+        alert = re.search(r'alertname="(\w+)"', case["expr"])
+        for sample in case["exp_samples"]:
+            named = re.search(r'alertname="(\w+)"', sample["labels"]) or alert
+            window = re.search(r'window="(\w+)"', sample["labels"])
+            if named:
+                yield named.group(1), window.group(1) if window else ""
+
+
 class RulesTest(unittest.TestCase):
     def assert_accepted(self, *arguments):
         result = subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, timeout=120, cwd=HERE, check=False)
@@ -40,12 +55,9 @@ class RulesTest(unittest.TestCase):
     def test_the_unit_tests_of_the_rules_pass(self):
         self.assert_accepted("test", "rules", *UNIT_TESTS)
 
-    def test_every_alert_fires_in_a_unit_test(self):
-        samples = [sample["labels"] for name in UNIT_TESTS for test in load(HERE / name)["tests"]
-                   for case in test["promql_expr_test"] for sample in case["exp_samples"]]
-        text = " ".join(samples)
-        named = set(re.findall(r'alertname="(\w+)"', text))
-        self.assertEqual({rule["alert"] for rule in rules() if "alert" in rule}, named)
+    def test_every_alert_fires_in_a_unit_test_in_each_of_its_windows(self):
+        alerts = {(rule["alert"], rule["labels"].get("window", "")) for rule in rules() if "alert" in rule}
+        self.assertEqual(alerts, {alert for test in unit_tests() for alert in alerts_that_fire(test)})
 
     def test_every_alert_says_what_and_what_to_do(self):
         for rule in rules():

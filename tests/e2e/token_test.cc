@@ -128,6 +128,7 @@ TEST_F(TokenTest, AChangedFileCountsWithoutARestart) {
   WriteTokens("successor\n");
   EXPECT_TRUE(testing::WaitUntil(kPatience, [this] { return Connect("successor").ok(); }));
   EXPECT_TRUE(absl::IsUnauthenticated(Connect("visitor")));
+  EXPECT_EQ(daemon_->Metric("gemmd_config_reloads_total{file=\"tokens\",result=\"ok\"}").value_or(-1), 1);
 }
 
 TEST_F(TokenTest, TheProgramsPresentTheTokenOfTheirFile) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/metrics.h"
 
+#include "server/device_families.h"
 #include "server/metrics_listener.h"
 #include "server/state_collector.h"
 #include "tests/server/service_fixture.h"
@@ -14,6 +15,7 @@
 #include <algorithm>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace gemmd {
 namespace {
@@ -82,6 +84,30 @@ TEST(MetricsTest, RejectionsAndGaugesAreThere) {
   EXPECT_THAT(page, HasSubstr("gemmd_rejected_total{reason=\"draining\"} 0\n"));
   EXPECT_THAT(page, HasSubstr("gemmd_inflight_requests 1\n"));
   EXPECT_THAT(page, HasSubstr("gemmd_ready 1\n"));
+}
+
+TEST(MetricsTest, ReadingTheTokensAgainIsCountedByHowItWent) {
+  Metrics metrics("1");
+  EXPECT_THAT(Page(*metrics.registry()), HasSubstr("gemmd_config_reloads_total{file=\"tokens\",result=\"ok\"} 0\n"));
+  metrics.CountTokenReload(absl::OkStatus());
+  metrics.CountTokenReload(absl::OkStatus());
+  metrics.CountTokenReload(absl::InvalidArgumentError("mode"));
+  const std::string page = Page(*metrics.registry());
+  EXPECT_THAT(page, HasSubstr("gemmd_config_reloads_total{file=\"tokens\",result=\"ok\"} 2\n"));
+  EXPECT_THAT(page, HasSubstr("gemmd_config_reloads_total{file=\"tokens\",result=\"failed\"} 1\n"));
+}
+
+TEST(DeviceFamiliesTest, TheOldestJobOfADeviceIsThatOfItsSlowestWorker) {
+  std::vector<WorkerSnapshot> workers(3);
+  workers[0].traits.device = workers[1].traits.device = "shared";
+  workers[2].traits.device = "idle";
+  workers[0].oldest_job_ns = 250'000'000;
+  workers[1].oldest_job_ns = 1'500'000'000;
+  std::vector<prometheus::MetricFamily> families;
+  AddDeviceFamilies(workers, families);
+  const std::string page = prometheus::TextSerializer().Serialize(families);
+  EXPECT_THAT(page, HasSubstr("gemmd_queue_oldest_seconds{device=\"shared\"} 1.5\n"));
+  EXPECT_THAT(page, HasSubstr("gemmd_queue_oldest_seconds{device=\"idle\"} 0\n"));
 }
 
 TEST(StateCollectorTest, TheStateOfThePartsIsReadAtEachScrape) {

@@ -12,10 +12,12 @@
 #include <memory>
 #include <string>
 #include <sys/stat.h>
+#include <vector>
 
 namespace gemmd {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 class TokenFileTest : public ::testing::Test {
@@ -37,14 +39,16 @@ class TokenFileTest : public ::testing::Test {
   }
 
   // A file that is looked at on every use.
-  std::unique_ptr<TokenFile> Open() const {
-    auto file = TokenFile::Open(path_, absl::ZeroDuration());
+  std::unique_ptr<TokenFile> Open() {
+    auto file = TokenFile::Open(
+        path_, [this](const absl::Status& status) { reloads_.push_back(status.code()); }, absl::ZeroDuration());
     EXPECT_TRUE(file.ok()) << file.status();
     return file.ok() ? *std::move(file) : nullptr;
   }
 
   std::string OpenError() const { return std::string(TokenFile::Open(path_).status().message()); }
 
+  std::vector<absl::StatusCode> reloads_;  // Of what Open() gave.
   std::string directory_;
   std::string path_;
 };
@@ -65,6 +69,21 @@ TEST_F(TokenFileTest, AChangedFileIsReadAgain) {
   Write("new\n");
   EXPECT_FALSE(file->Accepts("old"));
   EXPECT_TRUE(file->Accepts("new"));
+}
+
+TEST_F(TokenFileTest, EachReadingAfterTheFirstIsReportedOnce) {
+  Write("old\n");
+  const auto file = Open();
+  file->Accepts("old");
+  EXPECT_THAT(reloads_, ElementsAre());
+  Write("new\n");
+  file->Accepts("old");
+  file->Accepts("old");
+  EXPECT_THAT(reloads_, ElementsAre(absl::StatusCode::kOk));
+  Write("newer\n", 0644);
+  file->Accepts("old");
+  file->Accepts("old");
+  EXPECT_THAT(reloads_, ElementsAre(absl::StatusCode::kOk, absl::StatusCode::kInvalidArgument));
 }
 
 TEST_F(TokenFileTest, AFileThatLostItsTokensAcceptsNone) {
@@ -89,7 +108,8 @@ TEST_F(TokenFileTest, WhileTheFileCannotBeUsedTheTokensFromBeforeStay) {
 
 TEST_F(TokenFileTest, WithinTheRefreshTimeTheFileIsNotLookedAt) {
   Write("old\n");
-  const auto file = TokenFile::Open(path_, absl::Hours(1));
+  const auto file = TokenFile::Open(
+      path_, [](const absl::Status&) {}, absl::Hours(1));
   Write("new\n");
   EXPECT_TRUE((*file)->Accepts("old"));
 }

@@ -11,6 +11,7 @@ import select
 import subprocess
 import tempfile
 import time
+import urllib.request
 
 import pytest
 
@@ -64,6 +65,7 @@ class Daemon:
         if not line.startswith("gemmd ready:"):
             self.kill()
             raise AssertionError(f"gemmd did not start: {line}")
+        self.metrics_address = re.search(r" metrics=(\S*)", line).group(1)
         self.tcp_address = next((word for word in re.split("[ ,]", line) if word.startswith("127.0.0.1:")), None)
 
     def connect(self, **options):
@@ -72,6 +74,13 @@ class Daemon:
 
     def connect_by_tcp(self, **options):
         return gemmd.connect(self.tcp_address, connect_timeout=START_TIMEOUT, **options)
+
+    def answered(self):
+        """Operations that it answered with OK. Requires: a flag --metrics_listen."""
+        with urllib.request.urlopen(f"http://{self.metrics_address}/metrics", timeout=START_TIMEOUT) as page:
+            lines = page.read().decode().splitlines()
+        ok = [line for line in lines if line.startswith("gemmd_requests_total{") and 'code="OK"' in line]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in ok)
 
     def restart(self):
         """Kills it and starts another one at the same Unix socket."""

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """TLS and bearer tokens on HOST:PORT."""
 
+import asyncio
+import contextlib
+import json
 import pathlib
+import re
+import struct
 import subprocess
 
 import gemmd
 import numpy as np
 import pytest
-from conftest import Daemon
+from conftest import START_TIMEOUT, Daemon, wait_until
 from reference import check, normal, product
 
 RNG = np.random.default_rng(1)
@@ -79,3 +84,76 @@ def test_tokens(tmp_path):
                 gemmd.connect(daemon.tcp_address, token=wrong)
         with daemon.connect() as local:
             assert local.health("gemmd.v1.Gemm/cpu") == "SERVING"
+
+
+@pytest.fixture
+def daemons(tmp_path):
+    """Two with the same manifest: `w`, quantized from float32, and what its values are."""
+    values = normal(RNG, 128, 256)
+    header = json.dumps({"w": {"dtype": "F32", "shape": [128, 256], "data_offsets": [0, values.nbytes]}}).encode()
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + values.tobytes())
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(
+        json.dumps({"tensors": [{"name": "w", "file": {"path": "w.safetensors"}, "quantize": "BLOCK_128X128"}]})
+    )
+    flags = (f"--tensor_dirs={tmp_path}", f"--tensor_manifest={manifest}", "--metrics_listen=127.0.0.1:0")
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(Daemon(*flags, tcp=True)) for _ in range(2)], gemmd.quantize(values, (128, 128))
+
+
+W = gemmd.Quantized(
+    gemmd.named_tensor("w", (128, 256), "float8_e4m3fn"), gemmd.named_tensor("w.sf", (1, 2), "float32"), (128, 128)
+)
+
+
+def test_round_robin_spreads_calls_and_does_without_a_daemon_that_stops(daemons):
+    (first, second), weights = daemons
+    address = f"ipv4:{first.tcp_address},{second.tcp_address}"
+    with gemmd.connect(address, session=False, round_robin=True, connect_timeout=START_TIMEOUT) as client:
+
+        def both_answer():
+            check(client.gemm(A, W), product(A, weights), "float32")
+            return min(first.answered(), second.answered()) >= 5
+
+        assert wait_until(both_answer)
+        first.process.terminate()
+        while first.process.poll() is None:
+            check(client.gemm(A, W), product(A, weights), "float32")
+        for _ in range(20):
+            check(client.gemm(A, W), product(A, weights), "float32")
+
+
+def test_round_robin_for_asyncio(daemons):
+    (first, second), weights = daemons
+
+    async def call_both():
+        address = f"ipv4:{first.tcp_address},{second.tcp_address}"
+        async with gemmd.aio.connect(
+            address, session=False, round_robin=True, connect_timeout=START_TIMEOUT
+        ) as client:
+            while min(first.answered(), second.answered()) < 5:
+                check(await client.gemm(A, W), product(A, weights), "float32")
+
+    asyncio.run(asyncio.wait_for(call_both(), START_TIMEOUT))
+
+
+def test_a_named_tensor_that_is_another_is_refused(daemons):
+    (first, _), _ = daemons
+    wrong = gemmd.Quantized(gemmd.named_tensor("w", (256, 256), "float8_e4m3fn"), W.scales, (128, 128))
+    unknown = gemmd.Quantized(gemmd.named_tensor("v", (128, 256), "float8_e4m3fn"), W.scales, (128, 128))
+    with gemmd.connect(first.tcp_address, session=False, connect_timeout=START_TIMEOUT) as client:
+        with pytest.raises(gemmd.InvalidArgumentError):
+            client.gemm(A, wrong)
+        with pytest.raises(gemmd.UnauthenticatedError):  # Only the manifest's are there without a session.
+            client.gemm(A, unknown)
+
+
+def test_round_robin_is_for_clients_without_a_session():
+    with pytest.raises(gemmd.InvalidArgumentError, match="round_robin: expected session=False"):
+        gemmd.connect("dns:///gemmd:1", round_robin=True)
+
+
+def test_round_robin_is_the_policy_of_the_cpp_client():
+    source = (pathlib.Path(__file__).resolve().parents[2] / "client.cc").read_text(encoding="utf-8")
+    policy = re.search(r'kRoundRobinServiceConfig\[\] = R"\((.*?)\)"', source, re.DOTALL)
+    assert json.loads(policy.group(1)) == json.loads(gemmd.connection.ROUND_ROBIN_SERVICE_CONFIG)

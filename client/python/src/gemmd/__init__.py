@@ -35,7 +35,7 @@ from gemmd.linear import Linear
 from gemmd.quantized import Quantized, quantize, quantize_k_groups
 from gemmd.regions import HostRegion
 from gemmd.stream import Stream
-from gemmd.tensors import Tensor
+from gemmd.tensors import Tensor, named_tensor
 
 __all__ = [
     "AbortedError",
@@ -62,6 +62,7 @@ __all__ = [
     "UnimplementedError",
     "aio",
     "connect",
+    "named_tensor",
     "quantize",
     "quantize_k_groups",
     "to_bfloat16",

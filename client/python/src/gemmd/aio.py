@@ -78,6 +78,7 @@ def connect(
     tls_certificate: bytes | str | None = None,
     tls_key: bytes | str | None = None,
     token: str | None = None,
+    round_robin: bool = False,
     max_in_flight: int = 64,
 ) -> _Connecting:
     """Connects to gemmd and opens a session: ``client = await connect(...)``, or ``async with connect(...) as client``.
@@ -100,6 +101,7 @@ def connect(
         tls_certificate,
         tls_key,
         token,
+        round_robin,
     )
     return _Connecting(options, max_in_flight)
 

@@ -46,6 +46,7 @@ def connect(
     tls_certificate: bytes | str | None = None,
     tls_key: bytes | str | None = None,
     token: str | None = None,
+    round_robin: bool = False,
 ) -> Client:
     """Connects to gemmd and opens a session.
 
@@ -58,6 +59,8 @@ def connect(
         tls: for host:port; with the system's certificate authorities unless `tls_root_certificates` has others.
         tls_root_certificates, tls_certificate, tls_key: PEM; the last two are this client's own, for mTLS.
         token: bearer token, as the daemon's --token_file has it; for host:port, and over TLS or who listens learns it.
+        round_robin: for an address that names several daemons ("dns:///name:port", "ipv4:host:port,host:port"): each that
+            is healthy gets the next call, and a product that meets one that stops is sent to another. With session=False.
 
     Raises:
         UnavailableError: nobody there in time; the message has the reason.
@@ -75,6 +78,7 @@ def connect(
         tls_certificate,
         tls_key,
         token,
+        round_robin,
     )
     credentials = options.credentials()
     if credentials is None:

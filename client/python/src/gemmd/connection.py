@@ -28,6 +28,29 @@ WRITE_BYTES = 64 << 20
 HEALTH_METHOD = "/grpc.health.v1.Health/Check"
 _HEALTH = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
 
+# The same as kRoundRobinServiceConfig of the C++ client, and what it sets beside it: every daemon that the address names
+# gets the next call, as long as it is SERVING; a product that meets one that drains or is gone is sent again.
+ROUND_ROBIN_SERVICE_CONFIG = """{
+  "loadBalancingConfig": [{"round_robin": {}}],
+  "healthCheckConfig": {"serviceName": "gemmd.v1.Gemm"},
+  "methodConfig": [{
+    "name": [{"service": "gemmd.v1.Gemm", "method": "Run"}],
+    "retryPolicy": {
+      "maxAttempts": 5, "initialBackoff": "0.02s", "maxBackoff": "0.5s", "backoffMultiplier": 2,
+      "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"]
+    }
+  }]
+}"""
+ROUND_ROBIN_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.service_config", ROUND_ROBIN_SERVICE_CONFIG),
+    # A request must be kept whole to be sent again; the daemon takes none longer by default.
+    ("grpc.per_rpc_retry_buffer_size", 64 << 20),
+    # A daemon that was restarted is found again soon.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2000),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+]
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -45,6 +68,7 @@ class ConnectOptions:
     tls_certificate: bytes | str | None
     tls_key: bytes | str | None = field(repr=False)
     token: str | None = field(repr=False)
+    round_robin: bool
 
     def __post_init__(self) -> None:
         if not self.address:
@@ -55,6 +79,8 @@ class ConnectOptions:
             raise InvalidArgumentError(f"tls: expected a host:port as the address, got {self.address}")
         if not self.tls and (self.tls_root_certificates is not None or self.tls_certificate is not None):
             raise InvalidArgumentError("tls: expected True with certificates, got False")
+        if self.round_robin and self.session:
+            raise InvalidArgumentError("round_robin: expected session=False, since a session is one daemon's, got True")
         for name in ("connect_timeout", "call_timeout"):
             if not getattr(self, name) > 0:
                 raise InvalidArgumentError(f"{name}: expected seconds above 0, got {getattr(self, name)}")
@@ -77,7 +103,7 @@ class ConnectOptions:
         ]
         if self.unix_path is not None:
             options.append(("grpc.default_authority", "localhost"))
-        return options
+        return options + ROUND_ROBIN_OPTIONS if self.round_robin else options
 
     def credentials(self) -> grpc.ChannelCredentials | None:
         """None without TLS."""

@@ -4,7 +4,7 @@
 Pure bookkeeping without any I/O but the making of scratch regions, so that the blocking and the asyncio client
 share it.
 
-Where an operand travels: a resident Tensor by its id; an array in a region as a slice of it, never copied. What is left
+Where an operand travels: a resident Tensor by its id or name; an array in a region as a slice of it, never copied. What is left
 is copied: into the message while it is small or memory cannot be shared, otherwise into a scratch region.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from gemmd.arrays import Bits, DType, host_bits
 from gemmd.errors import InvalidArgumentError, ResourceExhaustedError
 from gemmd.regions import HostRegion, Regions, align_up
-from gemmd.tensors import Tensor
+from gemmd.tensors import Tensor, operand
 from gemmd.v1 import gemm_pb2
 
 # Up to this size (operands and result) a message costs less than a copy to and from a scratch region.
@@ -94,7 +94,7 @@ class Call(Generic[R]):
         Raises InvalidArgumentError and TypeError as host_bits.
         """
         if isinstance(value, Tensor):
-            ref.tensor_id = value.id
+            operand(ref, value)
             return
         bits, kind = host_bits(name, value)
         if dtype is DType.E4M3 and kind is DType.U8:

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gemmd.arrays import Bits, DType
+from gemmd.arrays import Bits, DType, parse_dtype
 from gemmd.errors import InvalidArgumentError
 from gemmd.quantized import SCALE_BLOCK, Quantized
 from gemmd.v1 import tensors_pb2
@@ -26,7 +27,7 @@ class Tensor:
     Cannot be pickled, since ids mean nothing to other sessions; share it by name instead.
 
     Attributes:
-        id: unique while the daemon lives.
+        id: unique while the daemon lives; 0 if known by name only.
         name: for lists; a shared tensor is found by it.
         shared: visible to all sessions of the same user, and outlives the session.
         dtype: element type.
@@ -49,6 +50,32 @@ class Tensor:
 
     def __reduce__(self) -> Any:
         raise TypeError("Tensor: cannot be pickled; put it with shared=True and find it by name with Client.tensor")
+
+
+def named_tensor(name: str, shape: Sequence[int], dtype: object) -> Tensor:
+    """A tensor of the daemons' manifest (--tensor_manifest), by name: an operand for clients without a session.
+
+    Nobody is asked: the daemon that runs the operation finds it, and refuses what is not as it is said to be here. The
+    scale factors of a quantized one are a tensor of their own, name + ".sf".
+
+    Args:
+        name: as the manifest has it.
+        shape: extents, outermost first.
+        dtype: "float8_e4m3fn", "bfloat16" or "float32", or as gemmd.DType.
+    """
+    kind = parse_dtype("dtype", dtype)
+    extents = tuple(int(extent) for extent in shape)
+    return Tensor(0, name, True, kind, extents, math.prod(extents) * kind.bits.itemsize, "")
+
+
+def operand(ref: Any, tensor: Tensor) -> None:
+    """Fills gemmd.v1.TensorRef."""
+    if tensor.id:
+        ref.tensor_id = tensor.id
+        return
+    ref.tensor_name = tensor.name
+    ref.dtype = tensor.dtype.value
+    ref.shape.extend(tensor.shape)
 
 
 def from_message(message: Any) -> Tensor:
