@@ -8,7 +8,6 @@
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
-#include "absl/flags/usage.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
@@ -62,7 +61,7 @@ constexpr char kUsage[] = R"(gemmload: a load generator for gemmd.
 
 Latency in an open loop counts from the moment a request was meant to start, so a slow server cannot hide behind a
 generator that waits for it. The exit status is 0 if no request failed, no check failed, and the objective was met.
-Flags: gemmload --helpfull)";
+Flags: gemmload --help)";
 
 absl::StatusOr<bool> OneOf(const char* flag, const std::string& value, const char* no, const char* yes) {
   if (value == yes) return true;
@@ -151,7 +150,7 @@ absl::Status Main() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  absl::SetProgramUsageMessage(kUsage);
+  gemmd::DescribeProgram(kUsage, __FILE__);
   if (absl::ParseCommandLine(argc, argv).size() != 1) {
     std::fprintf(stderr, "gemmload: expected flags only\n\n%s\n", kUsage);
     return 2;
