@@ -24,6 +24,7 @@ using ::testing::HasSubstr;
 
 constexpr absl::Duration kPatience = absl::Seconds(60);
 constexpr int kQueueLimit = 2;  // Of the worker.
+constexpr int kUserLimit = 3;   // Of all sessions together.
 
 class QueueTest : public ::testing::Test {
  protected:
@@ -32,12 +33,14 @@ class QueueTest : public ::testing::Test {
     const std::string worker = testing::WorkerWithFlags(
         directory_, "gemmd-worker-fake",
         {"--hold_file=" + HoldFile(), absl::StrCat("--queue_limit=", kQueueLimit), "--merging=false"});
-    fixture_ = testing::StartAll({.flags = {"--worker_binary=" + worker, "--worker_hang_timeout=0s"}});
+    fixture_ = testing::StartAll({.flags = {"--worker_binary=" + worker, "--worker_hang_timeout=0s",
+                                            absl::StrCat("--max_jobs_per_uid=", kUserLimit)}});
     inline_ = testing::MakeProblem(&client(), {.op = Op::kDense, .m = 1, .n = 16, .k = 16}, Transport::kInline);
   }
   void TearDown() override { Release(); }
 
   Client& client() { return *fixture_.client; }
+  std::string address() const { return fixture_.daemon->address(); }
   const v1::RunRequest& request() const { return inline_->request(); }
 
   void Hold() { std::ofstream(HoldFile()).close(); }
@@ -98,6 +101,23 @@ TEST_F(QueueTest, AFullQueueIsRefusedWithAHintAndServedLater) {
   const auto later = client().Run(request());
   EXPECT_TRUE(later.ok()) << later.status();
   EXPECT_EQ(ExecutedJobs(), 1 + kQueueLimit + 1);
+}
+
+TEST_F(QueueTest, JobsOfOneUserAreBoundedOverItsSessions) {
+  absl::BlockingCounter answered(kUserLimit);
+  Send(&answered);
+  AwaitHeld();
+  for (int i = 1; i < kUserLimit; ++i) Send(&answered);
+  Await(kUserLimit, kUserLimit - 1);
+  const auto other = Client::Connect(address());
+  ASSERT_TRUE(other.ok()) << other.status();
+  const absl::Status refused = (*other)->Run(request()).status();
+  EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("of one user"));
+  EXPECT_EQ(Metric("gemmd_rejected_total{reason=\"quota\"}"), 1);
+  Release();
+  answered.Wait();
+  EXPECT_TRUE((*other)->Run(request()).ok());
 }
 
 TEST_F(QueueTest, OnAStreamADeadlineEndsItsRequestAlone) {
