@@ -5,6 +5,8 @@
 #include "proto/bearer_token.h"
 
 #include "absl/flags/flag.h"
+#include "absl/flags/usage.h"
+#include "absl/flags/usage_config.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 
@@ -61,6 +63,16 @@ absl::Status ReadToken(const std::string& path, std::string* token) {
 }
 
 }  // namespace
+
+void DescribeProgram(absl::string_view usage, absl::string_view main_file) {
+  absl::SetProgramUsageMessage(usage);
+  absl::FlagsUsageConfig config;
+  const std::string file(main_file);
+  config.contains_help_flags = [file](absl::string_view defined_in) {
+    return defined_in == file || defined_in == __FILE__;
+  };
+  absl::SetFlagsUsageConfig(config);
+}
 
 absl::StatusOr<ServerToConnect> ServerFromFlags(const std::string& client_name) {
   ServerToConnect server;

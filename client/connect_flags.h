@@ -7,10 +7,15 @@
 #include "client/client.h"
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 
 #include <string>
 
 namespace gemmd {
+
+// Before flags are parsed: `usage` goes before the flags in --help, which lists those of `main_file` (its __FILE__) and
+// the ones of this file, and none of a library.
+void DescribeProgram(absl::string_view usage, absl::string_view main_file);
 
 struct ServerToConnect {
   std::string address;

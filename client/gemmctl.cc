@@ -5,7 +5,6 @@
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
-#include "absl/flags/usage.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 
@@ -26,6 +25,7 @@ ABSL_FLAG(
     std::string, transport, "host",
     "gemm: inline, host, shm, tensor (resident B, the rest inline), pool (gemmd's memory on its device), device or "
     "device_ipc (this process's GPU memory).");
+ABSL_FLAG(std::string, a_dtype, "", "gemm: bf16: A is quantized on the way in. Default: the type of B.");
 ABSL_FLAG(std::string, d_dtype, "", "gemm: bf16 or f32. Default: f32 for k_grouped, otherwise bf16.");
 ABSL_FLAG(std::string, encoding, "offsets", "gemm --op=contiguous: offsets, row_index or aligned_ends.");
 ABSL_FLAG(bool, accumulate, false, "gemm: add to D (needs --d_dtype=f32 and host or shm).");
@@ -59,8 +59,8 @@ constexpr char kUsage[] = R"(gemmctl: gemmd from a shell.
 
   info                 what runs: version, workers, sessions, memory
   health               SERVING or not; --wait=30s waits for it
-  gemm                 one product of random operands: --op --m --n --k --groups --scaling --transport --d_dtype
-                       --iterations --check
+  gemm                 one product of random operands: --op --m --n --k --groups --scaling --transport --a_dtype
+                       --d_dtype --encoding --accumulate --iterations --check
   demo                 DeepSeek-V3-shaped products through every transport, each checked against FP64
   put FILE             stores a .npy or .safetensors file as a shared resident tensor: --name --tensor --dtype
                        --server_file --transpose --quantize
@@ -75,7 +75,7 @@ constexpr char kUsage[] = R"(gemmctl: gemmd from a shell.
   help                 this text
 
 Results go to standard output, diagnostics to standard error; the exit status is 0 only for success.
-Flags: gemmctl --helpfull)";
+Flags: gemmctl --help)";
 
 struct Command {
   const char* name;
@@ -105,6 +105,7 @@ absl::StatusOr<CommandOptions> OptionsFromFlags() {
   options.op = absl::GetFlag(FLAGS_op);
   options.scaling = absl::GetFlag(FLAGS_scaling);
   options.transport = absl::GetFlag(FLAGS_transport);
+  options.a_dtype = absl::GetFlag(FLAGS_a_dtype);
   options.d_dtype = absl::GetFlag(FLAGS_d_dtype);
   options.encoding = absl::GetFlag(FLAGS_encoding);
   options.accumulate = absl::GetFlag(FLAGS_accumulate);
@@ -135,7 +136,7 @@ int Fail(const absl::Status& status) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  absl::SetProgramUsageMessage(kUsage);
+  gemmd::DescribeProgram(kUsage, __FILE__);
   const std::vector<char*> words = absl::ParseCommandLine(argc, argv);
   const std::string name = words.size() < 2 ? "" : words[1];
   if (name == "help") {

@@ -25,7 +25,7 @@ struct CommandOptions {
 
   // gemm
   int64_t m = 0, n = 0, k = 0, groups = 0;
-  std::string op, scaling, transport, d_dtype, encoding;
+  std::string op, scaling, transport, a_dtype, d_dtype, encoding;
   bool accumulate = false;
   int64_t iterations = 1;
   bool check = false;

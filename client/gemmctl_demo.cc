@@ -56,6 +56,10 @@ std::vector<DemoCase> DemoCases(bool on_gpu) {
                               .k = 1536,
                               .groups = 4,
                               .group_sizes = {512, 128, 0, 896}};
+  ProblemSpec w8a16 = down;
+  w8a16.bf16_a = true;
+  ProblemSpec experts_w8a16 = masked;
+  experts_w8a16.bf16_a = true;
   const ProblemSpec bf16{.scaling = Scaling::kNone, .m = 64, .n = 2112, .k = 7168};
   const ProblemSpec quantize{.op = Op::kQuantize, .m = 128, .k = 7168};
   ProblemSpec quantize_square = quantize;
@@ -81,6 +85,8 @@ std::vector<DemoCase> DemoCases(bool on_gpu) {
       {"experts, masked", masked, Transport::kTensor},
       {"weight gradient", gradient, Transport::kHost},
       {"expert gradients", k_grouped, Transport::kHost},
+      {"bf16 on fp8", w8a16, Transport::kTensor},
+      {"bf16 on fp8, masked", experts_w8a16, Transport::kHost},
       {"bf16", bf16, Transport::kInline},
       {"bf16", bf16, Transport::kHost},
       {"quantize 1x128", quantize, Transport::kInline},

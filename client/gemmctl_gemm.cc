@@ -41,10 +41,18 @@ absl::StatusOr<ProblemSpec> SpecOf(const CommandOptions& options) {
   const absl::StatusOr<GroupEncoding> encoding = ParseEncoding(options.encoding);
   if (!encoding.ok()) return encoding.status();
   if (options.iterations < 1) return absl::InvalidArgumentError("iterations: expected at least 1");
+  if (!options.a_dtype.empty() && options.a_dtype != "bf16" && options.a_dtype != "e4m3") {
+    return absl::InvalidArgumentError(absl::StrCat("a_dtype: expected bf16 or e4m3, got ", options.a_dtype));
+  }
+  const bool bf16 = *scaling == Scaling::kNone;
+  if (bf16 && options.a_dtype == "e4m3") {
+    return absl::InvalidArgumentError("a_dtype: expected bf16 with --scaling=bf16, got e4m3");
+  }
   if (options.accumulate && *d_dtype != DType::kF32)
     return absl::InvalidArgumentError("accumulate: expected d_dtype f32");
   spec.op = *op;
   spec.scaling = *scaling;
+  spec.bf16_a = !bf16 && options.a_dtype == "bf16";
   spec.d_dtype = *d_dtype;
   spec.encoding = *encoding;
   spec.accumulate = options.accumulate;

@@ -2,13 +2,13 @@
 // gemmload: a load generator for gemmd. Flags and output; the load itself is in load_run.cc.
 #include "client/connect_flags.h"
 #include "client/load_mix.h"
+#include "client/load_plot.h"
 #include "client/load_report.h"
 #include "client/load_run.h"
 #include "client/stored_array.h"
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
-#include "absl/flags/usage.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
@@ -53,6 +53,7 @@ ABSL_FLAG(bool, check, false, "Compare the last result of each slot with the FP6
 ABSL_FLAG(std::string, slo, "", "Latency objective, for example p99=2ms; missed: exit status 1.");
 ABSL_FLAG(bool, json, false, "Print one JSON document instead of a table.");
 ABSL_FLAG(std::string, csv, "", "Also write the report to this file as CSV.");
+ABSL_FLAG(std::string, plot, "", "Also draw latency and throughput into this file, as SVG.");
 ABSL_FLAG(uint64_t, seed, 1, "Seed of operands, arrivals and mix.");
 
 namespace {
@@ -64,7 +65,7 @@ constexpr char kUsage[] = R"(gemmload: a load generator for gemmd.
 
 Latency in an open loop counts from the moment a request was meant to start, so a slow server cannot hide behind a
 generator that waits for it. The exit status is 0 if no request failed, no check failed, and the objective was met.
-Flags: gemmload --helpfull)";
+Flags: gemmload --help)";
 
 absl::StatusOr<bool> OneOf(const char* flag, const std::string& value, const char* no, const char* yes) {
   if (value == yes) return true;
@@ -126,6 +127,26 @@ absl::StatusOr<gemmd::LoadOptions> OptionsFromFlags() {
   return options;
 }
 
+// What was run, in a line.
+std::string Title() {
+  const bool open = absl::GetFlag(FLAGS_mode) == "open";
+  const std::string loop =
+      open ? absl::StrCat("open loop, ", absl::GetFlag(FLAGS_rate), "/s ", absl::GetFlag(FLAGS_arrival))
+           : absl::StrCat("closed loop, ", absl::GetFlag(FLAGS_concurrency), " in flight");
+  return absl::StrCat("gemmload: ", absl::GetFlag(FLAGS_shapes), ", ", loop, ", ", absl::GetFlag(FLAGS_transport), ", ",
+                      absl::GetFlag(FLAGS_path));
+}
+
+// To the files that flags name.
+absl::Status WriteFiles(const gemmd::LoadReport& report) {
+  const std::string csv = absl::GetFlag(FLAGS_csv);
+  const std::string plot = absl::GetFlag(FLAGS_plot);
+  absl::Status status;
+  if (!csv.empty()) status.Update(gemmd::WriteFile(csv, gemmd::ToCsv(report)));
+  if (!plot.empty()) status.Update(gemmd::WriteFile(plot, gemmd::ToSvg(report, Title())));
+  return status;
+}
+
 // Why this run is not a success.
 absl::Status Judge(const gemmd::LoadReport& report) {
   if (report.check_failures > 0) return absl::DataLossError(report.first_check_failure);
@@ -146,17 +167,14 @@ absl::Status Main() {
   if (!report.ok()) return report.status();
   const std::string text = absl::GetFlag(FLAGS_json) ? gemmd::ToJson(*report).dump(2) + "\n" : gemmd::ToText(*report);
   std::fwrite(text.data(), 1, text.size(), stdout);
-  if (!absl::GetFlag(FLAGS_csv).empty()) {
-    absl::Status written = gemmd::WriteFile(absl::GetFlag(FLAGS_csv), gemmd::ToCsv(*report));
-    if (!written.ok()) return written;
-  }
+  if (absl::Status written = WriteFiles(*report); !written.ok()) return written;
   return Judge(*report);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  absl::SetProgramUsageMessage(kUsage);
+  gemmd::DescribeProgram(kUsage, __FILE__);
   if (absl::ParseCommandLine(argc, argv).size() != 1) {
     std::fprintf(stderr, "gemmload: expected flags only\n\n%s\n", kUsage);
     return 2;

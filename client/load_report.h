@@ -12,10 +12,12 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 namespace gemmd {
 
 struct LoadReport {
+  static constexpr double kTimelineSeconds = 0.1;
   LatencyHistogram latency;  // From the intended start (open loop) or from sending (closed loop) to the answer.
   LatencyHistogram service;  // From sending to the answer.
   LatencyHistogram late;     // From the intended start to sending: the generator's own delay.
@@ -25,8 +27,9 @@ struct LoadReport {
   LatencyHistogram reply;
   std::map<std::string, int64_t> errors;  // By code.
   int64_t succeeded = 0;
-  double seconds = 0;  // From the end of the warm-up to the last answer.
-  double flops = 0;    // Of what succeeded.
+  double seconds = 0;             // From the end of the warm-up to the last answer.
+  double flops = 0;               // Of what succeeded.
+  std::vector<int64_t> timeline;  // What succeeded in each stretch of kTimelineSeconds from the end of the warm-up on.
   double rows = 0;
   double batch_jobs = 0;  // Sum over what succeeded.
   int64_t checked = 0;

@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <memory>
 #include <random>
 #include <unistd.h>
@@ -236,6 +237,9 @@ void LoadRun::Record(const Slot& slot, absl::Time now, const absl::StatusOr<v1::
   }
   const ProblemSpec& spec = options_.mix[slot.entry].spec;
   ++report_.succeeded;
+  const auto stretch = static_cast<size_t>(absl::ToDoubleSeconds(now - measure_from_) / LoadReport::kTimelineSeconds);
+  if (stretch >= report_.timeline.size()) report_.timeline.resize(stretch + 1, 0);
+  ++report_.timeline[stretch];
   report_.flops += FlopsOf(spec);
   report_.rows += static_cast<double>(RowsOf(spec));
   report_.batch_jobs += response->batch_jobs();

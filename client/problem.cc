@@ -99,6 +99,9 @@ void FillKGrouped(const Arena& arena, size_t values, size_t sf, int64_t rows, co
 
 DType OperandDType(const ProblemSpec& spec) { return spec.scaling == Scaling::kNone ? DType::kBf16 : DType::kE4m3; }
 
+// Whether the request has scale factors of A.
+bool HasSfa(const ProblemSpec& spec) { return spec.scaling != Scaling::kNone && !spec.bf16_a; }
+
 }  // namespace
 
 absl::StatusOr<Op> ParseOp(absl::string_view name) {
@@ -210,6 +213,9 @@ absl::StatusOr<std::unique_ptr<Problem>> Problem::Create(Client* client, const P
     return absl::InvalidArgumentError("shape: expected m, n, k and groups of at least 0");
   }
   if (IsGrouped(spec.op) && spec.groups == 0) return absl::InvalidArgumentError("groups: expected at least 1, got 0");
+  if (spec.bf16_a && (spec.scaling == Scaling::kNone || spec.op == Op::kKGrouped || spec.op == Op::kQuantize)) {
+    return absl::InvalidArgumentError("a_dtype: expected e4m3 for this operation and scaling, got bf16");
+  }
   if (spec.accumulate && (transport == Transport::kInline || transport == Transport::kTensor)) {
     return absl::InvalidArgumentError(
         "accumulate: expected a transport whose D is shared memory (not inline or tensor)");
@@ -254,8 +260,8 @@ absl::Status Problem::Plan(Client* client, Transport transport) {
     for (std::vector<int64_t>* shape : {&a_shape, &sf_shape}) shape->insert(shape->begin(), spec_.groups);
   }
   if (spec_.op == Op::kMGroupedMasked || spec_.op == Op::kKGrouped) d_shape.insert(d_shape.begin(), spec_.groups);
-  a_ = arena_.Add(OperandDType(spec_), a_shape);
-  if (spec_.scaling != Scaling::kNone) sfa_ = arena_.Add(DType::kF32, sf_shape);
+  a_ = arena_.Add(spec_.bf16_a ? DType::kBf16 : OperandDType(spec_), a_shape);
+  if (HasSfa(spec_)) sfa_ = arena_.Add(DType::kF32, sf_shape);
   d_ = arena_.Add(spec_.d_dtype, d_shape, inline_result);
   if (IsGrouped(spec_.op)) {
     int64_t count = spec_.groups;
@@ -275,6 +281,11 @@ void Problem::Fill(uint64_t seed) {
     FillKGrouped(arena_, a_, sfa_, spec_.m, sizes_, seed);
   } else {
     FillOperand(arena_, a_, sfa_, 1, QuantizeBlock::k1x128, seed);
+  }
+  if (spec_.bf16_a) {
+    const int64_t rows = spec_.k == 0 ? 0 : ElementCount(arena_.array(a_).shape) / spec_.k;
+    quantized_a_ =
+        reference::Quantize(reference::RowMajor(arena_.data(a_), DType::kBf16, rows, spec_.k), QuantizeBlock::k1x128);
   }
   if (spec_.accumulate) {
     initial_d_.resize(arena_.Elements<float>(d_).size());
@@ -316,7 +327,7 @@ void Problem::BuildRequest() {
     request_ = ToRequest(QuantizeCall{.block = spec_.block, .x = a, .q = d, .sf = arena_.View(sfd_)});
     return;
   }
-  const TensorView sfa = spec_.scaling == Scaling::kNone ? TensorView() : arena_.View(sfa_);
+  const TensorView sfa = HasSfa(spec_) ? arena_.View(sfa_) : TensorView();
   TensorView groups;
   // The daemon reads group arrays before the launch, but for masked_m, which the GPU can read itself.
   if (IsGrouped(spec_.op)) {
@@ -376,8 +387,10 @@ std::vector<reference::Product> Problem::Products(const void* d) const {
   const bool scaled = spec_.scaling != Scaling::kNone;
   reference::Matrix sfa;
   const int64_t a_rows = spec_.op == Op::kKGrouped ? spec_.m : d_rows;
-  if (scaled) sfa = reference::RowMajor(arena_.data(sfa_), DType::kF32, a_rows, SfColumns(spec_));
-  const reference::Scaled a{reference::RowMajor(arena_.data(a_), OperandDType(spec_), a_rows, spec_.k), sfa, 1};
+  const void* const sfa_data = spec_.bf16_a ? quantized_a_.sf.data() : static_cast<const void*>(arena_.data(sfa_));
+  const void* const a_data = spec_.bf16_a ? quantized_a_.q.data() : static_cast<const void*>(arena_.data(a_));
+  if (scaled) sfa = reference::RowMajor(sfa_data, DType::kF32, a_rows, SfColumns(spec_));
+  const reference::Scaled a{reference::RowMajor(a_data, OperandDType(spec_), a_rows, spec_.k), sfa, 1};
   switch (spec_.op) {
     case Op::kMGroupedContiguous:
       return reference::ContiguousProducts(a, weights_->operand(), d_matrix, spec_.groups, row_group_);

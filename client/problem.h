@@ -28,6 +28,7 @@ struct ProblemSpec {
   Op op = Op::kDense;
   Scaling scaling = Scaling::k1D2D;
   DType d_dtype = DType::kBf16;
+  bool bf16_a = false;  // A is BF16 on an FP8 B: the daemon quantizes it per 1x128. Dense and m-grouped.
   GroupEncoding encoding = GroupEncoding::kOffsets;  // Contiguous only.
   QuantizeBlock block = QuantizeBlock::k1x128;       // Quantize only.
   bool accumulate = false;                           // D starts random; it is added to. Not inline.
@@ -107,9 +108,10 @@ class Problem {
   std::shared_ptr<const Weights> weights_;
   Arena arena_;
   size_t a_ = 0, sfa_ = 0, d_ = 0, sfd_ = 0, groups_ = 0;
-  std::vector<int64_t> sizes_;      // Rows (or K) of each group.
-  std::vector<int64_t> row_group_;  // Contiguous: the group of each row.
-  std::vector<float> initial_d_;    // When accumulating.
+  std::vector<int64_t> sizes_;        // Rows (or K) of each group.
+  std::vector<int64_t> row_group_;    // Contiguous: the group of each row.
+  std::vector<float> initial_d_;      // When accumulating.
+  reference::Quantized quantized_a_;  // Of a BF16 A on an FP8 B: what is multiplied.
   v1::RunRequest request_;
 };
 

@@ -23,6 +23,11 @@ namespace {
 constexpr char kThreadName[] = "nexting_thread";
 size_t ExpectedThreads() { return std::clamp<size_t>(gpr_cpu_num_cores() / 2, 2, 16); }
 
+// A thread that has waited a second for nothing sleeps for a tenth of one before it waits again (nexting_thread in
+// completion_queue_cc.cc, "an idle phase"). With one thread nobody waits meanwhile, so it is never left that long
+// alone.
+constexpr absl::Duration kNudge = absl::Milliseconds(400);
+
 // Threads name themselves when they begin to run.
 constexpr absl::Duration kStartTime = absl::Seconds(1);
 
@@ -89,6 +94,9 @@ GrpcPollers::~GrpcPollers() {
   }
   governor_.join();
   Release();
+  const absl::MutexLock lock(&mutex_);
+  mutex_.Await(absl::Condition(
+      +[](bool* nudging) { return !*nudging; }, &nudging_));
 }
 
 void GrpcPollers::Park() {
@@ -125,6 +133,20 @@ void GrpcPollers::Release() {
   serving_.store(total(), std::memory_order_relaxed);
 }
 
+void GrpcPollers::Nudge() {
+  {
+    const absl::MutexLock lock(&mutex_);
+    if (nudging_) return;  // The thread has been busy since the last one.
+    nudging_ = true;
+  }
+  nudge_ = std::make_unique<CancelledCall>();
+  nudge_->context.TryCancel();
+  stub_.UnaryCall(&nudge_->context, "/", {}, &nudge_->request, &nudge_->response, [this](const grpc::Status&) {
+    const absl::MutexLock lock(&mutex_);
+    nudging_ = false;
+  });
+}
+
 double GrpcPollers::CpuSeconds() const {
   double seconds = 0;
   for (const pid_t thread : threads_) {
@@ -145,6 +167,7 @@ void GrpcPollers::Govern() {
   double used_before = CpuSeconds();
   absl::Time before = absl::Now();
   absl::Time busy = before;
+  absl::Time nudged = before;
   while (!Ended(policy_.period)) {
     const double used = CpuSeconds();
     const absl::Time now = absl::Now();
@@ -152,6 +175,10 @@ void GrpcPollers::Govern() {
     used_before = used;
     before = now;
     if (cores >= policy_.park_below) busy = now;
+    if (now - nudged >= kNudge) {
+      Nudge();
+      nudged = now;
+    }
     if (serving() == 1 && cores > policy_.release_above) {
       Release();
     } else if (serving() > 1 && now - busy >= policy_.quiet_time) {

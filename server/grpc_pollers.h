@@ -5,7 +5,8 @@
 // all of them serve while there is more to do than it can.
 //
 // gRPC has no setting for it. A callback may block, though, and a thread in such a callback does not wait for the
-// network: the idle ones are parked in callbacks of calls that were cancelled before they began.
+// network: the idle ones are parked in callbacks of calls that were cancelled before they began. The one that waits
+// gets such a call now and then too, or it would take naps.
 #ifndef GEMMD_SERVER_GRPC_POLLERS_H_
 #define GEMMD_SERVER_GRPC_POLLERS_H_
 
@@ -56,6 +57,8 @@ class GrpcPollers {
   void Park();
   // Returns when all have left them.
   void Release();
+  // Gives a thread that waits something to do.
+  void Nudge();
   double CpuSeconds() const;
   // Waits; true: the end.
   bool Ended(absl::Duration wait);
@@ -65,10 +68,12 @@ class GrpcPollers {
   grpc::GenericStub stub_;
   // Of the threads that are parked. Used by one thread at a time: the constructor's, the governor, the destructor's.
   std::vector<std::unique_ptr<CancelledCall>> calls_;
+  std::unique_ptr<CancelledCall> nudge_;  // The latest one; the governor's.
   absl::Mutex mutex_;
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
   bool parking_ ABSL_GUARDED_BY(mutex_) = false;
   int parked_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool nudging_ ABSL_GUARDED_BY(mutex_) = false;
   std::atomic<int> serving_;
   std::thread governor_;
 };

@@ -84,10 +84,18 @@ ABSL_FLAG(uint32_t, max_sessions_per_uid, gemmd::Quotas().sessions_per_uid, "Ope
 ABSL_FLAG(uint32_t, max_regions_per_session, gemmd::Quotas().regions_per_session, "Regions of one session.");
 ABSL_FLAG(uint64_t, max_region_bytes_per_session, gemmd::Quotas().region_bytes_per_session,
           "Bytes of the regions of one session.");
+ABSL_FLAG(uint32_t, max_regions_per_uid, gemmd::Quotas().regions_per_uid, "Regions of one user.");
+ABSL_FLAG(uint64_t, max_region_bytes_per_uid, gemmd::Quotas().region_bytes_per_uid,
+          "Bytes of the regions of one user.");
 ABSL_FLAG(uint32_t, max_tensors_per_session, gemmd::Quotas().tensors_per_session, "Resident tensors of one session.");
 ABSL_FLAG(uint64_t, max_tensor_bytes_per_session, gemmd::Quotas().tensor_bytes_per_session,
           "Bytes of the resident tensors of one session.");
+ABSL_FLAG(uint32_t, max_tensors_per_uid, gemmd::Quotas().tensors_per_uid, "Resident tensors of one user.");
+ABSL_FLAG(uint64_t, max_tensor_bytes_per_uid, gemmd::Quotas().tensor_bytes_per_uid,
+          "Bytes of the resident tensors of one user.");
 ABSL_FLAG(uint32_t, max_jobs_per_session, gemmd::Quotas().jobs_per_session, "Requests of one session in flight.");
+ABSL_FLAG(uint32_t, max_jobs_per_uid, gemmd::Quotas().jobs_per_uid,
+          "Requests in flight of all sessions of one user; sessions opened on HOST:PORT count as one user.");
 ABSL_FLAG(uint32_t, max_anonymous_jobs, gemmd::Quotas().anonymous_jobs,
           "Requests in flight of all clients without a session.");
 
@@ -116,27 +124,33 @@ ABSL_FLAG(bool, remote_debug_pages, false,
 namespace gemmd {
 namespace {
 
-// The largest single right of a user is that of a session, so the limits per user grow with it.
-void RaiseUserLimits(Quotas& quotas) {
-  quotas.regions_per_uid = std::max(quotas.regions_per_uid, quotas.regions_per_session);
-  quotas.region_bytes_per_uid = std::max(quotas.region_bytes_per_uid, quotas.region_bytes_per_session);
-  quotas.tensors_per_uid = std::max(quotas.tensors_per_uid, quotas.tensors_per_session);
-  quotas.tensor_bytes_per_uid = std::max(quotas.tensor_bytes_per_uid, quotas.tensor_bytes_per_session);
-  quotas.broker_connections = std::max(quotas.broker_connections, quotas.sessions);
-  quotas.broker_connections_per_uid = std::max(quotas.broker_connections_per_uid, quotas.sessions_per_uid);
+// A limit per user that was not given grows with that of a session, because a session's right is one of its user.
+template <typename T>
+T UserLimit(const absl::Flag<T>& flag, T by_default, T of_session) {
+  const T given = absl::GetFlag(flag);
+  return given == by_default ? std::max(given, of_session) : given;
 }
 
 Quotas QuotasFromFlags() {
+  const Quotas by_default;
   Quotas quotas;
   quotas.sessions = absl::GetFlag(FLAGS_max_sessions);
   quotas.sessions_per_uid = absl::GetFlag(FLAGS_max_sessions_per_uid);
+  quotas.broker_connections = std::max(quotas.broker_connections, quotas.sessions);
+  quotas.broker_connections_per_uid = std::max(quotas.broker_connections_per_uid, quotas.sessions_per_uid);
   quotas.regions_per_session = absl::GetFlag(FLAGS_max_regions_per_session);
+  quotas.regions_per_uid = UserLimit(FLAGS_max_regions_per_uid, by_default.regions_per_uid, quotas.regions_per_session);
   quotas.region_bytes_per_session = absl::GetFlag(FLAGS_max_region_bytes_per_session);
+  quotas.region_bytes_per_uid =
+      UserLimit(FLAGS_max_region_bytes_per_uid, by_default.region_bytes_per_uid, quotas.region_bytes_per_session);
   quotas.tensors_per_session = absl::GetFlag(FLAGS_max_tensors_per_session);
+  quotas.tensors_per_uid = UserLimit(FLAGS_max_tensors_per_uid, by_default.tensors_per_uid, quotas.tensors_per_session);
   quotas.tensor_bytes_per_session = absl::GetFlag(FLAGS_max_tensor_bytes_per_session);
+  quotas.tensor_bytes_per_uid =
+      UserLimit(FLAGS_max_tensor_bytes_per_uid, by_default.tensor_bytes_per_uid, quotas.tensor_bytes_per_session);
   quotas.jobs_per_session = absl::GetFlag(FLAGS_max_jobs_per_session);
+  quotas.jobs_per_uid = UserLimit(FLAGS_max_jobs_per_uid, by_default.jobs_per_uid, quotas.jobs_per_session);
   quotas.anonymous_jobs = absl::GetFlag(FLAGS_max_anonymous_jobs);
-  RaiseUserLimits(quotas);
   return quotas;
 }
 

@@ -35,6 +35,8 @@ struct Quotas {
 
   // Jobs of one session between admission and completion: a quarter of a worker's ring, so that no session fills it.
   uint32_t jobs_per_session = 256;
+  // Of all sessions of one user together: as many as a worker's ring has slots.
+  uint32_t jobs_per_uid = 1024;
   // All calls without a session share one allowance.
   uint32_t anonymous_jobs = 1024;
 };

@@ -8,6 +8,14 @@
 
 namespace gemmd {
 
+bool JobCount::TryAdd() {
+  uint32_t count = in_flight();
+  do {
+    if (count >= limit_) return false;
+  } while (!in_flight_.compare_exchange_weak(count, count + 1, std::memory_order_relaxed));
+  return true;
+}
+
 JobTicket& JobTicket::operator=(JobTicket&& other) noexcept {
   if (this != &other) {
     Release();
@@ -17,7 +25,9 @@ JobTicket& JobTicket::operator=(JobTicket&& other) noexcept {
 }
 
 void JobTicket::Release() {
-  if (session_ != nullptr) session_->jobs_in_flight_.fetch_sub(1, std::memory_order_relaxed);
+  if (session_ == nullptr) return;
+  session_->jobs_.Remove();
+  if (session_->parameters_.jobs_of_user != nullptr) session_->parameters_.jobs_of_user->Remove();
   session_.reset();
 }
 
@@ -28,13 +38,15 @@ std::string Session::SecretHex() const {
 
 absl::StatusOr<JobTicket> Session::AdmitJob() {
   if (closed()) return absl::UnauthenticatedError("session: it has ended");
-  uint32_t count = jobs_in_flight_.load(std::memory_order_relaxed);
-  do {
-    if (count >= parameters_.job_limit) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("session: expected at most ", parameters_.job_limit, " jobs in flight"));
-    }
-  } while (!jobs_in_flight_.compare_exchange_weak(count, count + 1, std::memory_order_relaxed));
+  if (!jobs_.TryAdd()) {
+    return absl::ResourceExhaustedError(absl::StrCat("session: expected at most ", jobs_.limit(), " jobs in flight"));
+  }
+  JobCount* const of_user = parameters_.jobs_of_user.get();
+  if (of_user != nullptr && !of_user->TryAdd()) {
+    jobs_.Remove();
+    return absl::ResourceExhaustedError(
+        absl::StrCat("session: expected at most ", of_user->limit(), " jobs in flight of one user"));
+  }
   return JobTicket(shared_from_this());
 }
 

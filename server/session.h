@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One client as the front end sees it: who it is, its secret, and how many of its jobs are in flight. Made by
-// SessionRegistry; services hold it by shared_ptr while a call runs. What a session owns is kept by RegionRegistry and
-// TensorRegistry under its id.
+// One client as the front end sees it: who it is, its secret, and how many of its and its user's jobs are in flight.
+// Made by SessionRegistry; services hold it by shared_ptr while a call runs. What a session owns is kept by
+// RegionRegistry and TensorRegistry under its id.
 #ifndef GEMMD_SERVER_SESSION_H_
 #define GEMMD_SERVER_SESSION_H_
 
@@ -31,6 +31,26 @@ struct Identity {
   friend H AbslHashValue(H hash, const Identity& identity) {
     return H::combine(std::move(hash), identity.remote, identity.remote ? 0 : identity.uid);
   }
+};
+
+// Jobs in flight against a limit: of one session, or of all sessions of one user. Thread-safe.
+class JobCount {
+ public:
+  explicit JobCount(uint32_t limit) : limit_(limit) {}
+  JobCount(const JobCount&) = delete;
+  JobCount& operator=(const JobCount&) = delete;
+
+  uint32_t limit() const { return limit_; }
+  uint32_t in_flight() const { return in_flight_.load(std::memory_order_relaxed); }
+
+  // False, and nothing added, at the limit.
+  bool TryAdd();
+  // Takes back one that was added.
+  void Remove() { in_flight_.fetch_sub(1, std::memory_order_relaxed); }
+
+ private:
+  const uint32_t limit_;
+  std::atomic<uint32_t> in_flight_{0};
 };
 
 using SessionSecret = std::array<uint8_t, kSecretBytes>;
@@ -63,8 +83,10 @@ class Session : public std::enable_shared_from_this<Session> {
     std::string client_name;
     SessionSecret secret{};
     uint32_t job_limit = 0;
+    std::shared_ptr<JobCount> jobs_of_user =
+        {};  // Shared by the user's sessions; null: no limit but the session's own.
   };
-  explicit Session(Parameters parameters) : parameters_(std::move(parameters)) {}
+  explicit Session(Parameters parameters) : parameters_(std::move(parameters)), jobs_(parameters_.job_limit) {}
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
@@ -75,11 +97,11 @@ class Session : public std::enable_shared_from_this<Session> {
   const SessionSecret& secret() const { return parameters_.secret; }
   std::string SecretHex() const;
 
-  // Admits one job until the ticket is destroyed. Errors: RESOURCE_EXHAUSTED (jobs in flight), UNAUTHENTICATED (the
-  // session has ended).
+  // Admits one job until the ticket is destroyed. Errors: RESOURCE_EXHAUSTED (jobs in flight, of the session or of its
+  // user), UNAUTHENTICATED (the session has ended).
   absl::StatusOr<JobTicket> AdmitJob();
 
-  uint32_t jobs_in_flight() const { return jobs_in_flight_.load(std::memory_order_relaxed); }
+  uint32_t jobs_in_flight() const { return jobs_.in_flight(); }
 
   // True once the session has ended. Registries add nothing to a closed session.
   bool closed() const { return closed_.load(std::memory_order_acquire); }
@@ -89,7 +111,7 @@ class Session : public std::enable_shared_from_this<Session> {
   friend class JobTicket;
 
   const Parameters parameters_;
-  std::atomic<uint32_t> jobs_in_flight_{0};
+  JobCount jobs_;
   std::atomic<bool> closed_{false};
 };
 

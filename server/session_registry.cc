@@ -77,6 +77,19 @@ SessionRegistry::SessionRegistry(const Quotas& quotas, std::shared_ptr<RegionReg
       anonymous_(std::make_shared<Session>(Session::Parameters{
           .id = 0, .identity = {}, .client_name = "", .secret = {}, .job_limit = quotas.anonymous_jobs})) {}
 
+// A user's jobs are counted for as long as one of its sessions or one of its jobs is left: a user who closes everything
+// under running jobs and comes back does not start from zero.
+std::shared_ptr<JobCount> SessionRegistry::JobsOf(const Identity& identity) {
+  absl::erase_if(jobs_of_, [](const auto& entry) { return entry.second.expired(); });
+  std::weak_ptr<JobCount>& known = jobs_of_[identity];
+  std::shared_ptr<JobCount> jobs = known.lock();
+  if (jobs == nullptr) {
+    jobs = std::make_shared<JobCount>(quotas_.jobs_per_uid);
+    known = jobs;
+  }
+  return jobs;
+}
+
 absl::StatusOr<std::shared_ptr<Session>> SessionRegistry::Open(const Identity& identity,
                                                                absl::string_view client_name) {
   if (absl::Status status = CheckClientName(client_name); !status.ok()) return status;
@@ -100,7 +113,8 @@ absl::StatusOr<std::shared_ptr<Session>> SessionRegistry::Open(const Identity& i
                                                                .identity = identity,
                                                                .client_name = std::string(client_name),
                                                                .secret = *secret,
-                                                               .job_limit = quotas_.jobs_per_session});
+                                                               .job_limit = quotas_.jobs_per_session,
+                                                               .jobs_of_user = JobsOf(identity)});
   sessions_.emplace(session->id(), session);
   return session;
 }

@@ -66,6 +66,8 @@ class SessionRegistry {
   SessionCounts Counts() const;
 
  private:
+  std::shared_ptr<JobCount> JobsOf(const Identity& identity) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   const Quotas quotas_;
   const std::shared_ptr<RegionRegistry> regions_;
   const std::shared_ptr<TensorRegistry> tensors_;
@@ -73,6 +75,7 @@ class SessionRegistry {
   mutable absl::Mutex mutex_;
   absl::flat_hash_map<uint64_t, std::shared_ptr<Session>> sessions_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<Identity, uint32_t> sessions_of_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<Identity, std::weak_ptr<JobCount>> jobs_of_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_id_ ABSL_GUARDED_BY(mutex_) = 1;
   SessionCounts counts_ ABSL_GUARDED_BY(mutex_);
   mutable std::atomic<uint64_t> unauthenticated_{0};

@@ -13,6 +13,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace gemmd {
@@ -253,14 +254,53 @@ TEST_F(BadInputTest, OverTcpMemoryOfThisMachineCannotBeNamed) {
   EXPECT_TRUE(absl::IsPermissionDenied((*remote)->Drain())) << "admin calls belong to the Unix socket";
 }
 
-TEST_F(BadInputTest, NothingIsLeftAfterAThousandRefusals) {
+TEST_F(BadInputTest, ACompressedMessageIsRefused) {
+  const std::vector<uint8_t> zeros(kM * kK);
   DenseCall call = Legal();
-  call.a.shape = {kM, kK + 16};
-  (void)Run(call);
-  const int before = daemon_->OpenDescriptors();
-  for (int i = 0; i < 1000; ++i) EXPECT_TRUE(absl::IsInvalidArgument(Run(call)));
+  call.a = Inline<uint8_t>(zeros, DType::kE4m3, {kM, kK});
+  const auto stub = v1::Gemm::NewStub(client_->channel());
+  for (const grpc_compression_algorithm algorithm : {GRPC_COMPRESS_GZIP, GRPC_COMPRESS_DEFLATE, GRPC_COMPRESS_NONE}) {
+    grpc::ClientContext context;
+    client_->session().Authorize(&context);
+    context.set_compression_algorithm(algorithm);
+    v1::RunResponse response;
+    const grpc::Status status = stub->Run(&context, ToRequest(call), &response);
+    const bool refused = algorithm != GRPC_COMPRESS_NONE;
+    EXPECT_EQ(status.error_code(), refused ? grpc::StatusCode::UNIMPLEMENTED : grpc::StatusCode::OK)
+        << algorithm << ": " << status.error_message();
+  }
+}
+
+TEST_F(BadInputTest, NothingIsLeftAfterAThousandRefusals) {
+  const std::vector<uint8_t> short_bytes(kM * kK - 1);
+  const std::vector<uint8_t> long_bytes(2 << 20);
+  std::vector<std::pair<DenseCall, absl::StatusCode>> refusals(5, {Legal(), absl::StatusCode::kInvalidArgument});
+  refusals[0].first.a.shape = {kM, kK + 16};                                   // By the worker.
+  refusals[1].first.a = Inline<uint8_t>(short_bytes, DType::kE4m3, {kM, kK});  // While it is staged.
+  refusals[2] = {Legal(), absl::StatusCode::kOutOfRange};                      // By the worker.
+  refusals[2].first.b.offset = kRegionBytes - 16;
+  refusals[3] = {Legal(), absl::StatusCode::kNotFound};  // After A was staged.
+  refusals[3].first.a = Inline<uint8_t>(absl::MakeConstSpan(long_bytes).first(kM * kK), DType::kE4m3, {kM, kK});
+  refusals[3].first.b.id += 1000;
+  refusals[4] = {Legal(), absl::StatusCode::kResourceExhausted};  // By gRPC.
+  refusals[4].first.a = Inline<uint8_t>(long_bytes, DType::kE4m3, {8192, kK});
+  for (const auto& [call, code] : refusals) EXPECT_EQ(Run(call).code(), code) << Run(call);
+  const int descriptors = daemon_->OpenDescriptors();
+  const pid_t worker = daemon_->WorkerPids().at(0);
+  const int worker_descriptors = testing::OpenDescriptors(worker);
+  for (int i = 0; i < 1000; ++i) {
+    const auto& [call, code] = refusals[static_cast<size_t>(i) % refusals.size()];
+    EXPECT_EQ(Run(call).code(), code);
+  }
   // Connections of tests before this one may still be closing, so there may be fewer.
-  EXPECT_LE(daemon_->OpenDescriptors(), before);
+  EXPECT_LE(daemon_->OpenDescriptors(), descriptors);
+  EXPECT_LE(testing::OpenDescriptors(worker), worker_descriptors);
+  EXPECT_TRUE(testing::WaitUntil(absl::Seconds(10), [] {
+    const auto info = client_->GetInfo();  // One region is the test's own.
+    return daemon_->Metric("gemmd_arena_used_bytes").value_or(-1) == 0 &&
+           daemon_->Metric("gemmd_inflight_requests").value_or(-1) == 0 && info.ok() && info->regions() == 1 &&
+           info->tensors() == 0;
+  }));
   EXPECT_TRUE(Run(Legal()).ok());
 }
 

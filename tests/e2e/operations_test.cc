@@ -26,6 +26,15 @@ std::vector<Case> Cases() {
       {"Dense1D2DToF32", {.op = Op::kDense, .d_dtype = DType::kF32, .m = 5, .n = 132, .k = 272}},
       {"Dense1D1D", {.op = Op::kDense, .scaling = Scaling::k1D1D, .d_dtype = DType::kF32, .m = 65, .n = 136, .k = 256}},
       {"DenseBf16", {.op = Op::kDense, .scaling = Scaling::kNone, .m = 33, .n = 72, .k = 200}},
+      {"DenseBf16OnFp8", {.op = Op::kDense, .bf16_a = true, .m = 21, .n = 264, .k = 400}},
+      {"DenseBf16OnFp81D1D",
+       {.op = Op::kDense,
+        .scaling = Scaling::k1D1D,
+        .d_dtype = DType::kF32,
+        .bf16_a = true,
+        .m = 9,
+        .n = 136,
+        .k = 256}},
       {"ContiguousOffsets",
        {.op = Op::kMGroupedContiguous, .m = 40, .n = 136, .k = 256, .groups = 5, .group_sizes = {0, 1, 30, 0, 9}}},
       {"ContiguousRowIndex",
@@ -38,6 +47,42 @@ std::vector<Case> Cases() {
         .k = 128,
         .groups = 2}},
       {"Masked", {.op = Op::kMGroupedMasked, .m = 24, .n = 136, .k = 256, .groups = 4, .group_sizes = {24, 0, 1, 17}}},
+      {"ContiguousBf16OnFp8",
+       {.op = Op::kMGroupedContiguous,
+        .bf16_a = true,
+        .encoding = GroupEncoding::kRowIndex,
+        .m = 64,
+        .n = 128,
+        .k = 272,
+        .groups = 3}},
+      {"MaskedBf16OnFp8",
+       {.op = Op::kMGroupedMasked, .bf16_a = true, .m = 9, .n = 136, .k = 256, .groups = 3, .group_sizes = {9, 0, 4}}},
+      {"ContiguousBf16",
+       {.op = Op::kMGroupedContiguous,
+        .scaling = Scaling::kNone,
+        .m = 40,
+        .n = 72,
+        .k = 200,
+        .groups = 4,
+        .group_sizes = {11, 0, 28, 1}}},
+      {"MaskedBf16ToF32",
+       {.op = Op::kMGroupedMasked,
+        .scaling = Scaling::kNone,
+        .d_dtype = DType::kF32,
+        .m = 12,
+        .n = 72,
+        .k = 200,
+        .groups = 3,
+        .group_sizes = {12, 0, 5}}},
+      {"KGroupedBf16",
+       {.op = Op::kKGrouped,
+        .scaling = Scaling::kNone,
+        .d_dtype = DType::kF32,
+        .m = 24,
+        .n = 40,
+        .k = 200,
+        .groups = 3,
+        .group_sizes = {136, 0, 64}}},
       {"KGrouped",
        {.op = Op::kKGrouped,
         .scaling = Scaling::k1D1D,
@@ -134,13 +179,25 @@ TEST_P(OperationsTest, OnlyRowsInUseCountAsFlops) {
 
 TEST_P(OperationsTest, AccumulationAddsToWhatDHolds) {
   if (GetParam() == Transport::kInline || GetParam() == Transport::kTensor) return;  // D comes back inline.
-  const auto problem =
-      Make({.op = Op::kDense, .d_dtype = DType::kF32, .accumulate = true, .m = 17, .n = 128, .k = 256});
-  ASSERT_TRUE(problem.ok()) << problem.status();
-  ASSERT_TRUE((*problem)->ResetResult().ok());
-  const auto response = client_->Run((*problem)->request());
-  ASSERT_TRUE(response.ok()) << response.status();
-  EXPECT_TRUE((*problem)->Check(*response).ok()) << (*problem)->Check(*response).status();
+  const ProblemSpec dense{.op = Op::kDense, .d_dtype = DType::kF32, .accumulate = true, .m = 17, .n = 128, .k = 256};
+  const ProblemSpec k_grouped{.op = Op::kKGrouped,
+                              .scaling = Scaling::k1D1D,
+                              .d_dtype = DType::kF32,
+                              .accumulate = true,
+                              .m = 24,
+                              .n = 40,
+                              .k = 544,
+                              .groups = 3,
+                              .group_sizes = {400, 0, 144}};
+  for (const ProblemSpec& spec : {dense, k_grouped}) {
+    SCOPED_TRACE(Name(spec.op));
+    const auto problem = Make(spec);
+    ASSERT_TRUE(problem.ok()) << problem.status();
+    ASSERT_TRUE((*problem)->ResetResult().ok());
+    const auto response = client_->Run((*problem)->request());
+    ASSERT_TRUE(response.ok()) << response.status();
+    EXPECT_TRUE((*problem)->Check(*response).ok()) << (*problem)->Check(*response).status();
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, OperationsTest,

@@ -275,17 +275,38 @@ absl::StatusOr<double> Daemon::Metric(const std::string& series) const {
   return absl::NotFoundError(absl::StrCat("no series ", series));
 }
 
-int Daemon::OpenDescriptors() const {
+std::vector<pid_t> Daemon::WorkerPids() const {
+  std::vector<pid_t> pids;
+  for (const auto& task : std::filesystem::directory_iterator(absl::StrCat("/proc/", process_->pid(), "/task"))) {
+    std::ifstream children(task.path() / "children");
+    pid_t pid = 0;
+    while (children >> pid) pids.push_back(pid);
+  }
+  return pids;
+}
+
+int OpenDescriptors(pid_t pid) {
+  std::error_code gone;
   int count = 0;
-  for ([[maybe_unused]] const auto& entry :
-       std::filesystem::directory_iterator(absl::StrCat("/proc/", process_->pid(), "/fd"))) {
+  for (std::filesystem::directory_iterator entry(absl::StrCat("/proc/", pid, "/fd"), gone), end; entry != end;
+       entry.increment(gone)) {
     ++count;
   }
   return count;
 }
 
-int64_t Daemon::AnonymousBytes() const {
-  std::ifstream status(absl::StrCat("/proc/", process_->pid(), "/status"));
+int SharedMappings(pid_t pid) {
+  std::ifstream maps(absl::StrCat("/proc/", pid, "/maps"));
+  std::string line;
+  int count = 0;
+  while (std::getline(maps, line)) {
+    if (absl::StrContains(line, "/memfd:") || absl::StrContains(line, "/dev/shm/")) ++count;
+  }
+  return count;
+}
+
+int64_t AnonymousBytes(pid_t pid) {
+  std::ifstream status(absl::StrCat("/proc/", pid, "/status"));
   std::string line;
   while (std::getline(status, line)) {
     int64_t kibibytes = 0;
@@ -295,16 +316,6 @@ int64_t Daemon::AnonymousBytes() const {
     if (absl::SimpleAtoi(rest, &kibibytes)) return kibibytes * 1024;
   }
   return -1;
-}
-
-std::vector<pid_t> Daemon::WorkerPids() const {
-  std::vector<pid_t> pids;
-  for (const auto& task : std::filesystem::directory_iterator(absl::StrCat("/proc/", process_->pid(), "/task"))) {
-    std::ifstream children(task.path() / "children");
-    pid_t pid = 0;
-    while (children >> pid) pids.push_back(pid);
-  }
-  return pids;
 }
 
 bool IsRunning(pid_t pid) {

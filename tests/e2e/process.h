@@ -81,6 +81,13 @@ absl::StatusOr<ProgramResult> RunProgram(std::vector<std::string> arguments, abs
 // The content of a file, written so that a reader sees the old or the new one.
 absl::Status ReplaceFile(const std::string& path, absl::string_view content);
 
+// Open descriptors of a process.
+int OpenDescriptors(pid_t pid);
+// Mappings of memory that it shares with others (memfd and POSIX shared memory).
+int SharedMappings(pid_t pid);
+// Its resident memory that is its own (RssAnon), in bytes; -1: it is gone.
+int64_t AnonymousBytes(pid_t pid);
+
 struct DaemonOptions {
   std::vector<std::string> flags;  // Added after the defaults, so they win.
   bool tcp = false;                // Also listen on a free loopback port.
@@ -114,9 +121,7 @@ class Daemon {
   // The value of one series as it stands in the page ("name{label=\"x\"}"), or an error if it is not there.
   absl::StatusOr<double> Metric(const std::string& series) const;
   // Open descriptors of the daemon.
-  int OpenDescriptors() const;
-  // Its resident memory that is its own (VmRSS minus shared), in bytes.
-  int64_t AnonymousBytes() const;
+  int OpenDescriptors() const { return testing::OpenDescriptors(process_->pid()); }
   // Process ids of its children.
   std::vector<pid_t> WorkerPids() const;
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A client that gets to a given stage, says so, and waits to be killed.
 //
-// Usage: gemmd-doomed-client ADDRESS STAGE, with STAGE one of session, region, region_no_reply, tensor, half_written,
-// reading, unary, stream, half_message.
+// Usage: gemmd-doomed-client ADDRESS STAGE [NAME], with STAGE one of session, region, region_no_reply, shared_memory
+// (NAME: of the object), tensor, half_written, half_content, reading, unary, stream, deaf_stream, half_message.
 #include "client/client.h"
 #include "client/problem.h"
 #include "proto/broker.h"
@@ -57,13 +57,51 @@ void BareBroker(const std::string& address, bool whole) {
   if (!SendMessage(socket_fd, whole ? bytes : bytes.subspan(0, sizeof(request) / 2), memory.get()).ok()) std::exit(1);
 }
 
+// A tensor that gemmd makes of a region's content, transposed and quantized, chunk after chunk: asked for, and not
+// there.
+[[noreturn]] void HalfContent(Client* client) {
+  constexpr int64_t kRows = 8192;
+  const HostRegion region = ValueOrDie(client->CreateHostRegion(kRows * kRows * sizeof(uint16_t)));
+  v1::CreateTensorRequest request;
+  request.set_transpose(true);
+  request.set_quantize(v1::Quantize::BLOCK_128X128);
+  v1::TensorRef& data = *request.mutable_data();
+  data.mutable_slice()->set_region_id(region.id());
+  data.set_dtype(v1::BF16);
+  data.add_shape(kRows);
+  data.add_shape(kRows);
+  const auto stub = v1::Tensors::NewStub(client->channel());
+  grpc::ClientContext context;
+  client->session().Authorize(&context);
+  v1::Tensor tensor;
+  stub->async()->Create(&context, &request, &tensor, [](const grpc::Status& status) {
+    std::fprintf(stderr, "doomed client: the tensor came too soon: %s\n", status.error_message().c_str());
+  });
+  // What it takes shows that the work has begun.
+  while (ValueOrDie(client->GetInfo()).tensor_bytes() == 0) usleep(100);
+  WaitToBeKilled("half_content");
+}
+
+// Sends requests whose results are larger than all buffers on the way, and reads none of them.
+[[noreturn]] void DeafStream(Client* client, v1::RunRequest request) {
+  const auto stub = v1::Gemm::NewStub(client->channel());
+  grpc::ClientContext context;
+  client->session().Authorize(&context);
+  const auto stream = stub->Stream(&context);
+  for (uint64_t id = 1; id <= 16; ++id) {
+    request.set_request_id(id);
+    if (!stream->Write(request)) std::exit(1);
+  }
+  WaitToBeKilled("deaf_stream");
+}
+
 std::unique_ptr<Problem> LongProblem(Client* client, Transport transport) {
   const ProblemSpec spec{.op = Op::kDense, .m = 256, .n = 2048, .k = 2048};
   const auto weights = ValueOrDie(Weights::Create(client, spec, transport, 1));
   return ValueOrDie(Problem::Create(client, spec, transport, weights, 2));
 }
 
-void Run(const std::string& address, const std::string& stage) {
+void Run(const std::string& address, const std::string& stage, const std::string& name) {
   if (stage == "region_no_reply" || stage == "half_message") {
     BareBroker(address, stage == "region_no_reply");
     WaitToBeKilled(stage);
@@ -75,7 +113,11 @@ void Run(const std::string& address, const std::string& stage) {
     const HostRegion second = ValueOrDie(client->CreateHostRegion(8 << 20, Access::kReadOnly));
     WaitToBeKilled(stage);
   }
-  const std::vector<std::byte> chunk(1 << 20);
+  if (stage == "shared_memory") {
+    const HostRegion region = ValueOrDie(client->CreateSharedMemory(name, 8 << 20));
+    WaitToBeKilled(stage);
+  }
+  if (stage == "half_content") HalfContent(client.get());
   if (stage == "tensor" || stage == "half_written" || stage == "reading") {
     const v1::Tensor tensor = ValueOrDie(client->CreateTensor({.dtype = DType::kU8, .shape = {32 << 20}}));
     if (stage == "tensor") WaitToBeKilled(stage);
@@ -105,6 +147,7 @@ void Run(const std::string& address, const std::string& stage) {
   v1::RunRequest request = problem->request();
   *request.mutable_dense()->mutable_d() = v1::TensorRef();
   request.mutable_dense()->mutable_d()->set_dtype(v1::BF16);
+  if (stage == "deaf_stream") DeafStream(client.get(), request);
   const std::unique_ptr<RunStream> stream = client->OpenStream();
   for (int i = 0; i < 8; ++i) {
     const RunCallback ignore = [](const absl::StatusOr<v1::RunResponse>&) {};
@@ -121,9 +164,9 @@ void Run(const std::string& address, const std::string& stage) {
 }  // namespace gemmd
 
 int main(int argc, char** argv) {
-  if (argc != 3) {
-    std::fprintf(stderr, "usage: %s ADDRESS STAGE\n", argv[0]);
+  if (argc != 3 && argc != 4) {
+    std::fprintf(stderr, "usage: %s ADDRESS STAGE [NAME]\n", argv[0]);
     return 2;
   }
-  gemmd::Run(argv[1], argv[2]);
+  gemmd::Run(argv[1], argv[2], argc == 4 ? argv[3] : "");
 }

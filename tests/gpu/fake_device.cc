@@ -98,7 +98,8 @@ FakeDevice::FakeDevice(FakeScript script) : script_(std::move(script)) {
   traits_.memory_bytes = uint64_t{1} << 32;
   traits_.cores = 1;
   traits_.max_batches_in_flight = script_.max_batches_in_flight;
-  const bool has_thread = !script_.manual && (script_.delay_ns > 0 || script_.hang_after_jobs > 0);
+  const bool has_thread =
+      !script_.manual && (script_.delay_ns > 0 || script_.hang_after_jobs > 0 || !script_.hold_file.empty());
   if (has_thread) thread_ = std::thread([this] { Run(); });
 }
 
@@ -205,8 +206,19 @@ void FakeDevice::Run() {
       queue_.pop_front();
     }
     absl::SleepFor(absl::Nanoseconds(script_.delay_ns));
+    AwaitRelease();
     Answer(std::move(submitted));
   }
+}
+
+void FakeDevice::AwaitRelease() const {
+  if (script_.hold_file.empty()) return;
+  const auto stopping = [this] {
+    absl::MutexLock lock(&mutex_);
+    return stopping_;
+  };
+  if (access(script_.hold_file.c_str(), F_OK) == 0) std::ofstream(script_.hold_file + ".held").close();
+  while (!stopping() && access(script_.hold_file.c_str(), F_OK) == 0) absl::SleepFor(absl::Milliseconds(1));
 }
 
 void FakeDevice::Answer(Submitted submitted) {

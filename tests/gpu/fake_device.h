@@ -39,6 +39,8 @@ struct FakeScript {
   uint64_t exit_after_jobs = 0;   // The process ends, as by a crash, in the middle of this job; 0: never.
   uint64_t hang_after_jobs = 0;   // Batches are never answered from this job on; 0: never.
   uint64_t fault_after_jobs = 0;  // From this job on all fail and the device is beyond repair; 0: never.
+  std::string hold_file = {};     // Batches are not answered while this file exists, beside which one ending in
+                                  // ".held" appears once there is such a batch; empty: none.
   std::string prepare_log = {};   // File that gets a line for each prepared shape; empty: none.
   uint64_t prepare_delay_ns = 0;  // Of each shape.
   bool refuse_prepare = false;    // UNIMPLEMENTED.
@@ -76,6 +78,8 @@ class FakeDevice : public Device {
   };
 
   void Run();
+  // Waits while the file of script_.hold_file exists and nobody destroys the device.
+  void AwaitRelease() const;
   void Answer(Submitted submitted);
   Reason Execute(const Job& job);
 

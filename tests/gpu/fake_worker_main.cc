@@ -30,6 +30,8 @@ ABSL_FLAG(int, loop_cpu, -1, "As gemmd-worker's.");
 ABSL_FLAG(std::string, log_format, "text", "As gemmd-worker's.");
 
 ABSL_FLAG(uint64_t, delay_us, 0, "Time of each batch.");
+ABSL_FLAG(std::string, hold_file, "",
+          "No batch is answered while this file exists; FILE.held appears once there is one; empty: none.");
 ABSL_FLAG(uint64_t, fail_every, 0, "Each so-many-th job fails; 0: none.");
 ABSL_FLAG(uint64_t, exit_after_jobs, 0, "The process ends in the middle of this job; 0: never.");
 ABSL_FLAG(uint64_t, hang_after_jobs, 0, "From this job on nothing is answered; 0: never.");
@@ -57,6 +59,7 @@ int main(int argc, char** argv) {
   gemmd::testing::FakeScript script;
   script.device = absl::GetFlag(FLAGS_device);
   script.delay_ns = absl::GetFlag(FLAGS_delay_us) * 1000;
+  script.hold_file = absl::GetFlag(FLAGS_hold_file);
   script.fail_every = absl::GetFlag(FLAGS_fail_every);
   script.exit_after_jobs = absl::GetFlag(FLAGS_exit_after_jobs);
   script.hang_after_jobs = absl::GetFlag(FLAGS_hang_after_jobs);

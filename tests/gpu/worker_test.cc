@@ -75,6 +75,25 @@ class WorkerTest : public ::testing::Test {
     return completion;
   }
 
+  // Waits until so many jobs wait for the device.
+  void AwaitQueued(uint64_t jobs) {
+    const uint64_t deadline = MonotonicNanos() + kPatienceNanos;
+    while (counters_.ReadGauges().queued_jobs != jobs) {
+      ASSERT_LT(MonotonicNanos(), deadline) << counters_.ReadGauges().queued_jobs << " jobs wait";
+      std::this_thread::yield();
+    }
+  }
+
+  // A busy device with three more jobs on the same weights that wait for it.
+  void LetThreeJobsWait() {
+    Submit(SampleJob(1, 1));
+    device_->AwaitSubmitted(1);
+    for (uint64_t id = 2; id <= 4; ++id) Submit(SampleJob(id, id));
+    AwaitQueued(3);
+    EXPECT_EQ(device_->FinishOne(), 1u);
+    EXPECT_EQ(Receive().batch_jobs, 1u);
+  }
+
   SampleRegions regions_;
   const WorkerCounters counters_ = *WorkerCounters::Create();
   std::unique_ptr<FakeDevice> device_;
@@ -142,15 +161,20 @@ TEST_F(WorkerTest, AnIllegalJobIsRefusedWithItsReason) {
 
 TEST_F(WorkerTest, JobsOnTheSameWeightsShareALaunch) {
   Start({.manual = true});
-  for (uint64_t id = 1; id <= 4; ++id) {
-    Submit(SampleJob(id, id));
-    if (id == 1) device_->AwaitSubmitted(1);
+  LetThreeJobsWait();
+  EXPECT_EQ(device_->FinishOne(), 3u);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(Receive().batch_jobs, 3u);
+}
+
+TEST_F(WorkerTest, WithoutMergingEachJobHasALaunchOfItsOwn) {
+  WorkerOptions options;
+  options.limits.merging = false;
+  Start({.manual = true}, options);
+  LetThreeJobsWait();
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(device_->FinishOne(), 1u);
+    EXPECT_EQ(Receive().batch_jobs, 1u);
   }
-  EXPECT_EQ(device_->FinishOne(), 1u);
-  EXPECT_EQ(Receive().batch_jobs, 1u);
-  size_t merged = 0;
-  while (merged < 3) merged += device_->FinishOne();
-  EXPECT_EQ(merged, 3u);
 }
 
 TEST_F(WorkerTest, AnOutputInFlightIsRefusedUntilItIsDone) {

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the repository itself: include directions, licences, folder documents, file sizes, names in deploy/.
+"""Checks of the repository itself: include directions, licences, folder documents, file sizes, names in deploy/, comments
+of the contract.
 
 Usage: check.py [--root DIR]; prints one line per violation and fails if there is any. Standard library only.
 """
@@ -38,6 +39,9 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 METRIC = re.compile(r"\bgemmd_[a-z0-9_]+\b")
 # Suffixes that Prometheus adds to a histogram's name.
 HISTOGRAM_SUFFIX = re.compile(r"_(bucket|sum|count)$")
+# What opens a block of a .proto file, and a field of a message.
+PROTO_BLOCK = re.compile(r"^\s*(message|oneof|enum|service|rpc)\b[^;]*\{")
+PROTO_FIELD = re.compile(r"^\s*(?:(?:repeated|optional)\s+)?[\w.]+(?:\s*<[^>]*>)?\s+(\w+)\s*=\s*\d+\s*(?:\[[^\]]*\]\s*)?;(.*)")
 # Paths of a developer's machine do not belong into the repository. Split, so that this file passes its own check.
 PRIVATE_PATH = re.compile(r"(?<![\w.$}-])/(?:" + "|".join(("work", "farm", "home/[a-z]", "Users/[A-Za-z]")) + r")/")
 
@@ -141,7 +145,27 @@ def check_metrics(root, paths):
                 yield f"{path}:{line_of(text, match.start())}: no metric {name} in server/"
 
 
-CHECKS = (check_includes, check_spdx, check_documents, check_sizes, check_private_paths, check_metrics)
+def check_proto_comments(root, paths):
+    """Every field of the contract says what it is: on its own line, or in a comment right above."""
+    for path in paths:
+        if not path.startswith("proto/") or not path.endswith(".proto"):
+            continue
+        blocks, above = [], ""
+        for number, line in enumerate(read(root, path).split("\n"), start=1):
+            code = line.split("//")[0]
+            field = PROTO_FIELD.match(line)
+            if field and blocks[-1:] in (["message"], ["oneof"]):
+                if not field.group(2).strip().startswith("//") and not above.strip().startswith("//"):
+                    yield f"{path}:{number}: field {field.group(1)} has no comment on its line or above"
+            opened = PROTO_BLOCK.match(code)
+            blocks += [opened.group(1)] if opened else []
+            for _ in range(code.count("}")):
+                del blocks[-1:]
+            above = line
+
+
+CHECKS = (check_includes, check_spdx, check_documents, check_sizes, check_private_paths, check_metrics,
+          check_proto_comments)
 
 
 def violations(root):

@@ -14,6 +14,17 @@ HEADER = f"// {check.SPDX}\n"
 GOOD = {
     "README.md": "Run `make demo`, then `make test`.\n",
     "proto/job.h": HEADER + "#include <cstdint>\n",
+    "proto/call.proto": HEADER + """message Call {
+  oneof key {
+    uint64 id = 1;  // Of the call.
+    // What people call it.
+    string name = 2;
+  }
+  enum State { READY = 0; }
+  // The whole word.
+  map<string, State> states = 3;
+}
+""",
     "gpu/device.h": HEADER + '#include "proto/job.h"\n\n#include "absl/status/status.h"\n',
     "server/router.cc": HEADER + '#include "gemmd/v1/gemm.grpc.pb.h"\n#include "server/router.h"\nauto n = "gemmd_queue_depth";\n',
     "client/call.h": HEADER + '#include "proto/job.h"\n#include <grpcpp/grpcpp.h>\n',
@@ -81,6 +92,14 @@ class CheckTest(unittest.TestCase):
 
     def test_metric_that_the_server_does_not_have_is_refused(self):
         self.assert_refused({"deploy/rules.yaml": f"# {check.SPDX}\nexpr: gemmd_no_such_total\n"}, "gemmd_no_such_total")
+
+    def test_field_without_comment_is_refused(self):
+        self.assert_refused({"proto/bad.proto": HEADER + "// A call.\nmessage Call {\n  repeated int64 shape = 1;\n}\n"},
+                            "proto/bad.proto:4: field shape has no comment")
+
+    def test_field_below_a_comment_on_another_field_is_refused(self):
+        self.assert_refused({"proto/bad.proto": HEADER + "message Call {\n  int64 m = 1;  // Rows.\n  int64 n = 2;\n}\n"},
+                            "proto/bad.proto:4: field n has no comment")
 
 
 if __name__ == "__main__":

@@ -172,6 +172,11 @@ size_t FakeWorkerPool::region_count() const {
 
 size_t FakeWorkerPool::jobs_queued() const { return jobs_queued_.load(); }
 
+size_t FakeWorkerPool::jobs_to_cancel() const {
+  absl::MutexLock lock(&mutex_);
+  return cancelled_.size();
+}
+
 std::byte* FakeWorkerPool::Bytes(uint64_t region_id, uint64_t offset, uint64_t byte_size) const {
   absl::MutexLock lock(&mutex_);
   const auto found = memory_.find(region_id);

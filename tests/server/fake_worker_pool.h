@@ -63,6 +63,8 @@ class FakeWorkerPool : public WorkerPool {
   // Regions and tensors mapped now; 0 shows that nothing leaked.
   size_t region_count() const;
   size_t jobs_queued() const;
+  // Jobs that were cancelled and have not run yet; those answer CANCELLED and do not reach the handler.
+  size_t jobs_to_cancel() const;
   // Bytes [offset, offset + byte_size) of a region; null if it is not mapped or shorter. Pool's thread, or while idle.
   std::byte* Bytes(uint64_t region_id, uint64_t offset, uint64_t byte_size) const;
 

@@ -39,7 +39,8 @@ class GemmServiceTest : public ::testing::Test {
  protected:
   GemmServiceTest() : GemmServiceTest(Quotas{}) {}
   explicit GemmServiceTest(const Quotas& quotas) : state_(quotas) {
-    state_.pool.SetJobHandler([](const JobDescriptor& job) {
+    state_.pool.SetJobHandler([this](const JobDescriptor& job) {
+      ++executed_;
       JobCompletion completion;
       completion.job_id = job.job_id;
       completion.batch_jobs = 1;
@@ -57,6 +58,7 @@ class GemmServiceTest : public ::testing::Test {
     return stub_->Run(&context, request, response);
   }
 
+  std::atomic<int> executed_{0};  // Jobs that reached the device.
   FrontEndState state_;
   DrainGate gate_;
   Metrics metrics_{"test"};
@@ -215,9 +217,11 @@ TEST_F(GemmServiceTest, ACancelledCallIsCancelledInTheWorkerAndFreesItsMemory) {
   context.TryCancel();
   caller.join();
   EXPECT_EQ(status.error_code(), grpc::StatusCode::CANCELLED);
-  EXPECT_GT(state_.arena->bytes_in_use(), 0u);
+  WaitUntil([this] { return state_.pool.jobs_to_cancel() == 1; });
+  EXPECT_GT(state_.arena->bytes_in_use(), 0u) << "the worker may still be writing there";
   state_.pool.Resume();
   WaitUntil([this] { return state_.arena->bytes_in_use() == 0 && gate_.passes() == 0; });
+  EXPECT_EQ(executed_, 0);
 }
 
 TEST_F(GemmServiceTest, AStreamAnswersEveryRequestById) {
@@ -311,8 +315,10 @@ TEST_F(GemmServiceTest, ACancelledStreamCancelsItsJobs) {
     context.TryCancel();
     EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
   }
+  WaitUntil([this] { return state_.pool.jobs_to_cancel() == 8; });
   state_.pool.Resume();
   WaitUntil([this] { return state_.arena->bytes_in_use() == 0 && gate_.passes() == 0; });
+  EXPECT_EQ(executed_, 0);
 }
 
 TEST_F(GemmServiceTest, AStreamWithWrongCredentialsEndsAtOnce) {

@@ -8,6 +8,7 @@
 #include <array>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace gemmd {
 namespace {
@@ -106,6 +107,32 @@ TEST(SessionRegistryTest, JobsInFlightAreBounded) {
   *first = JobTicket();
   EXPECT_EQ(session->jobs_in_flight(), 1u);
   EXPECT_TRUE(session->AdmitJob().ok());
+}
+
+TEST(SessionRegistryTest, JobsOfAllSessionsOfOneUserAreBounded) {
+  FrontEndState state(Quotas{.jobs_per_session = 2, .jobs_per_uid = 3});
+  auto first = *state.sessions.Open(kAlice, "");
+  auto second = *state.sessions.Open(kAlice, "");
+  std::vector<JobTicket> tickets;
+  for (const auto& session : {first, first, second}) tickets.push_back(*session->AdmitJob());
+  const absl::Status refused = second->AdmitJob().status();
+  EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
+  EXPECT_EQ(second->jobs_in_flight(), 1u) << "a job that was refused is not counted";
+  EXPECT_TRUE((*state.sessions.Open(kBob, ""))->AdmitJob().ok()) << "another user's jobs do not count";
+  tickets.pop_back();
+  EXPECT_TRUE(second->AdmitJob().ok());
+}
+
+TEST(SessionRegistryTest, ANewSessionDoesNotForgetTheJobsOfAnEndedOne) {
+  FrontEndState state(Quotas{.jobs_per_uid = 1});
+  auto session = *state.sessions.Open(kAlice, "");
+  JobTicket running = *session->AdmitJob();
+  state.sessions.Close(session->id());
+  session.reset();
+  auto next = *state.sessions.Open(kAlice, "");
+  EXPECT_TRUE(absl::IsResourceExhausted(next->AdmitJob().status()));
+  running = JobTicket();
+  EXPECT_TRUE(next->AdmitJob().ok());
 }
 
 TEST(SessionRegistryTest, MovedTicketCountsOnce) {
