@@ -127,6 +127,42 @@ TEST_F(CudaDeviceTest, JobsOnOneResidentBShareALaunchAndEachGetsItsOwnRows) {
   }
 }
 
+TEST_F(CudaDeviceTest, WhatLiesBetweenTheRowsOfAGroupedResultIsLeftAlone) {
+  // Rows of 10 bytes, 16 bytes apart; groups end inside of tiles.
+  constexpr int64_t kRows = 133, kN = 5, kPitch = 8, kK = 128, kGroups = 3;
+  const uint16_t one = FloatToBf16(1.0f), before = 0xeeee;
+  uint16_t* unused = nullptr;
+  Job job = Bf16Product(HostMatrix<uint16_t>(DType::kBf16, kRows, kK, one, &unused),
+                        HostMatrix<uint16_t>(DType::kBf16, kGroups * kN, kK, one, &unused), {});
+  job.gemm.op = Op::kMGroupedContiguous;
+  job.gemm.n = kN;
+  job.gemm.groups = kGroups;
+  job.gemm.segments = {{0, 0, 3}, {1, 3, 70}, {2, 70, kRows}};
+  Operand& b = job.gemm.operand(OperandIndex::kB);
+  b.rank = 3;
+  b.shape = {kGroups, kN, kK};
+  b.strides = {kN * kK, kK, 1};
+  constexpr int64_t kBytes = kRows * kPitch * 2;
+  const absl::StatusOr<Allocation> allocation = device_->Allocate(kBytes);
+  ASSERT_TRUE(allocation.ok()) << allocation.status();
+  const Operand pattern = HostMatrix<uint16_t>(DType::kBf16, kRows, kPitch, before, &unused);
+  Batch batch;
+  batch.jobs.push_back(CopyBytes(pattern, Window(allocation->memory, DType::kU8, 1, kBytes), kBytes));
+  ASSERT_EQ(Run(std::move(batch))[0].rule, Rule::kNone);
+  Operand& d = job.gemm.operand(OperandIndex::kD);
+  d = Window(allocation->memory, DType::kBf16, kRows, kN);
+  d.strides = {kPitch, 1};
+  Batch product;
+  product.jobs.push_back(std::move(job));
+  ASSERT_EQ(Run(std::move(product))[0].rule, Rule::kNone);
+  std::vector<uint16_t> result(kRows * kPitch);
+  ASSERT_TRUE(allocation->memory->ReadBytes(0, kBytes, result.data()).ok());
+  for (int64_t at = 0; at < kRows * kPitch; ++at) {
+    const uint16_t expected = at % kPitch < kN ? FloatToBf16(static_cast<float>(kK)) : before;
+    ASSERT_EQ(result[static_cast<size_t>(at)], expected) << "row " << at / kPitch << ", column " << at % kPitch;
+  }
+}
+
 TEST_F(CudaDeviceTest, ManyBatchesInFlightAllComplete) {
   constexpr int64_t kM = 256, kN = 512, kK = 512;
   uint16_t* unused = nullptr;
