@@ -263,8 +263,13 @@ absl::Status GemmLauncher::Launch(const GemmCall& call, cudaStream_t stream, con
   Choice& choice = dense ? DenseChoiceOf(call) : grouped;
   if (choice.function == nullptr) {
     absl::StatusOr<CUfunction> ready = FindReady(choice.config.traits);
-    if (!ready.ok()) return ready.status();
-    choice.function = *ready;
+    if (absl::IsDataLoss(ready.status())) return ready.status();
+    // A kernel that does not fit into the GPU's memory just now is as good as one that is not compiled yet.
+    if (ready.ok()) {
+      choice.function = *ready;
+    } else {
+      not_loaded_.Log(spdlog::level::warn, absl::StrCat("kernel not loaded: ", ready.status().ToString()));
+    }
   }
   if (counters_ != nullptr) {
     WorkerCounts& counts = counters_->counts();

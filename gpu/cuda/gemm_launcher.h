@@ -12,6 +12,7 @@
 #include "gpu/cuda/tensor_map.h"
 #include "gpu/jit/kernel_cache.h"
 #include "gpu/jit/nvrtc_compiler.h"
+#include "proto/log.h"
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
@@ -132,6 +133,7 @@ class GemmLauncher {
   absl::flat_hash_map<DenseKey, Choice> dense_choices_;
   GemmConfig last_config_;
   uint64_t launches_ = 0;
+  LogLimiter not_loaded_;  // A full GPU refuses every kernel.
   absl::Mutex mutex_;
   absl::flat_hash_map<GemmTraits, LoadedKernel> loaded_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<std::string, LoadedKernel> small_ ABSL_GUARDED_BY(mutex_);  // By expression: all but GEMMs.
