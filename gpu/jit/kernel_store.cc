@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "gpu/jit/kernel_store.h"
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <fcntl.h>
@@ -23,6 +25,9 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kExtension[] = ".kernel";
+constexpr char kUnfinished[] = "writing.";
+// A file that is written takes milliseconds; one of that age belongs to a process that was killed.
+constexpr std::chrono::hours kAbandoned{1};
 constexpr uint64_t kMagic = 0x314c454e524b4d47;  // "GMKRNEL1"
 
 struct Header {
@@ -68,12 +73,24 @@ absl::Status WriteFile(int fd, absl::string_view bytes) {
   return absl::OkStatus();
 }
 
+// What killed processes left. Nothing else may count or remove it: it has no name yet.
+void RemoveAbandoned(const std::string& directory) {
+  std::error_code error;
+  for (const fs::directory_entry& file : fs::directory_iterator(directory, error)) {
+    std::error_code gone;
+    if (!absl::StartsWith(file.path().filename().string(), kUnfinished)) continue;
+    const auto age = fs::file_time_type::clock::now() - file.last_write_time(gone);
+    if (!gone && age > kAbandoned) fs::remove(file.path(), gone);
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<KernelStore> KernelStore::Open(std::string directory, uint64_t byte_limit) {
   std::error_code error;
   fs::create_directories(directory, error);
   if (error) return absl::ErrnoToStatus(error.value(), "kernel cache folder");
+  RemoveAbandoned(directory);
   return KernelStore(std::move(directory), byte_limit);
 }
 
@@ -97,7 +114,7 @@ std::optional<CompiledKernel> KernelStore::Load(const KernelKey& key) const {
 }
 
 absl::StatusOr<uint64_t> KernelStore::Save(const KernelKey& key, const CompiledKernel& kernel) const {
-  std::string temporary = absl::StrCat(directory_, "/writing.XXXXXX");
+  std::string temporary = absl::StrCat(directory_, "/", kUnfinished, "XXXXXX");
   const int fd = mkstemp(temporary.data());
   if (fd < 0) return absl::ErrnoToStatus(errno, "kernel cache folder");
   absl::Status status = WriteFile(fd, Encode(key, kernel));

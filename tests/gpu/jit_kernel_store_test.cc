@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
@@ -44,6 +45,16 @@ TEST_F(KernelStoreTest, GivesBackWhatWasSaved) {
   ASSERT_TRUE(kernel.has_value());
   EXPECT_EQ(kernel->symbol, "symbol");
   EXPECT_EQ(kernel->cubin, std::string("cu\0bin", 6));
+}
+
+TEST_F(KernelStoreTest, WhatAKilledProcessLeftIsRemovedAnHourLater) {
+  Open();
+  const std::string old = directory_ + "/writing.abcdef", young = directory_ + "/writing.ghijkl";
+  for (const std::string& path : {old, young}) std::ofstream(path) << "half a kernel";
+  fs::last_write_time(old, fs::file_time_type::clock::now() - std::chrono::minutes(61));
+  Open();
+  EXPECT_FALSE(fs::exists(old));
+  EXPECT_TRUE(fs::exists(young)) << "another process may be writing it";
 }
 
 TEST_F(KernelStoreTest, AKeyThatDiffersInAnythingIsAMiss) {
