@@ -8,8 +8,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <deque>
 #include <poll.h>
+#include <pthread.h>
 #include <sys/eventfd.h>
+#include <thread>
 #include <unistd.h>
 #include <utility>
 
@@ -63,6 +66,55 @@ bool Control::Outbox::stopped() const {
   return stopped_;
 }
 
+// Answers requests to make kernels ready, one after another, on a thread of its own.
+class Control::Preparer {
+ public:
+  Preparer(Device& device, std::shared_ptr<Outbox> outbox)
+      : device_(device), outbox_(std::move(outbox)), thread_([this] { Run(); }) {}
+  ~Preparer() {
+    {
+      absl::MutexLock lock(&mutex_);
+      stopping_ = true;
+    }
+    thread_.join();
+  }
+
+  void Add(const ControlRequest& request) {
+    absl::MutexLock lock(&mutex_);
+    waiting_.push_back(request);
+  }
+
+ private:
+  void Run() {
+    pthread_setname_np(pthread_self(), "gemmd-prepare");
+    const auto due = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return stopping_ || !waiting_.empty(); };
+    while (true) {
+      ControlRequest request;
+      {
+        absl::MutexLock lock(&mutex_);
+        mutex_.Await(absl::Condition(&due));
+        if (stopping_) return;
+        request = waiting_.front();
+        waiting_.pop_front();
+      }
+      const absl::StatusOr<PrepareResult> prepared = device_.Prepare(request.shape);
+      ControlReply reply = MakeReply(request.request_id, prepared.status());
+      if (prepared.ok()) {
+        reply.kernels_ready = prepared->kernels_ready;
+        reply.kernels_compiled = prepared->kernels_compiled;
+      }
+      outbox_->Post(reply);
+    }
+  }
+
+  Device& device_;
+  const std::shared_ptr<Outbox> outbox_;
+  absl::Mutex mutex_;
+  std::deque<ControlRequest> waiting_ ABSL_GUARDED_BY(mutex_);  // At most as many as the link sends unanswered.
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread thread_;
+};
+
 absl::StatusOr<std::unique_ptr<Control>> Control::Create(UniqueFd socket, Device& device, RegionTable& regions,
                                                          Worker& worker, const WorkerCounters& counters) {
   UniqueFd event(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
@@ -77,7 +129,10 @@ Control::Control(UniqueFd socket, UniqueFd event, Device& device, RegionTable& r
       device_(device),
       regions_(regions),
       worker_(worker),
-      counters_(counters) {}
+      counters_(counters),
+      preparer_(std::make_unique<Preparer>(device, outbox_)) {}
+
+Control::~Control() = default;
 
 absl::Status Control::SendHello() {
   const DeviceTraits& traits = device_.traits();
@@ -126,7 +181,6 @@ absl::Status Control::ServeOne(ReceivedMessage message) {
         absl::StrCat("control version: expected ", kControlVersion, ", got ", request.version));
   }
   absl::Status status;
-  PrepareResult prepared;
   UniqueFd fd;
   switch (request.type) {
     case ControlRequestType::kAttachRing:
@@ -145,12 +199,9 @@ absl::Status Control::ServeOne(ReceivedMessage message) {
       if (allocated.ok()) fd = *std::move(allocated);
       break;
     }
-    case ControlRequestType::kPrepare: {
-      const absl::StatusOr<PrepareResult> result = device_.Prepare(request.shape);
-      status = result.status();
-      if (result.ok()) prepared = *result;
-      break;
-    }
+    case ControlRequestType::kPrepare:
+      preparer_->Add(request);
+      return absl::OkStatus();  // The reply comes when the kernels are ready.
     case ControlRequestType::kSetLogLevel:
       status = SetLogLevel(request.log_level);
       break;
@@ -158,10 +209,7 @@ absl::Status Control::ServeOne(ReceivedMessage message) {
       status = absl::UnimplementedError(
           absl::StrCat("control request: expected a known type, got ", static_cast<uint32_t>(request.type)));
   }
-  ControlReply reply = MakeReply(request.request_id, status);
-  reply.kernels_ready = prepared.kernels_ready;
-  reply.kernels_compiled = prepared.kernels_compiled;
-  return SendStruct(socket_.get(), reply, fd.get());
+  return SendStruct(socket_.get(), MakeReply(request.request_id, status), fd.get());
 }
 
 absl::Status Control::SetLogLevel(uint8_t level) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The worker's end of the control socket: says hello, then serves the front end's requests on one thread until the
-// socket ends. Mapping, allocating and preparing happen on that thread, so that the loop never waits for them.
+// socket ends. Mapping and allocating happen on that thread, so that the loop never waits for them, and making kernels
+// ready on another, so that no region waits for a compile.
 #ifndef GEMMD_GPU_CONTROL_H_
 #define GEMMD_GPU_CONTROL_H_
 
@@ -30,6 +31,8 @@ class Control {
                                                          Worker& worker, const WorkerCounters& counters);
   Control(const Control&) = delete;
   Control& operator=(const Control&) = delete;
+  // Waits for the kernel that is being made ready.
+  ~Control();
 
   // Tells the front end that the device is there, and gives it the counters. Once, before Serve. Errors: UNAVAILABLE
   // (the front end is gone).
@@ -63,6 +66,8 @@ class Control {
     bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
   };
 
+  class Preparer;
+
   Control(UniqueFd socket, UniqueFd event, Device& device, RegionTable& regions, Worker& worker,
           const WorkerCounters& counters);
 
@@ -80,6 +85,7 @@ class Control {
   RegionTable& regions_;
   Worker& worker_;
   const WorkerCounters& counters_;
+  const std::unique_ptr<Preparer> preparer_;
 };
 
 }  // namespace gemmd

@@ -219,7 +219,7 @@ void ProcessWorkerPool::Reconcile(int worker, uint32_t generation) {
   WarmUp(worker, generation, 0);
 }
 
-// One shape after another: a worker answers control requests in order, and regions are not to wait for all of them.
+// One shape after another: what a client has prepared meanwhile is not to wait for all of them.
 void ProcessWorkerPool::WarmUp(int worker, uint32_t generation, size_t next) {
   absl::MutexLock lock(&mutex_);
   if (!IsCurrent(worker, generation) || !slot(worker).greeted) return;

@@ -68,7 +68,8 @@ class ControlTest : public ::testing::Test {
     return request;
   }
 
-  testing::FakeDevice device_{testing::FakeScript{.manual = true}};
+  absl::Notification gate_;  // Of making kernels ready.
+  testing::FakeDevice device_{testing::FakeScript{.prepare_gate = &gate_, .manual = true}};
   const WorkerCounters counters_ = *WorkerCounters::Create();
   UniqueFd front_end_;
   std::thread process_;
@@ -137,9 +138,21 @@ TEST_F(ControlTest, AllocateReturnsMemoryThatOutlivesTheWorker) {
 }
 
 TEST_F(ControlTest, PrepareReportsKernels) {
+  gate_.Notify();
   ControlRequest request;
   request.type = ControlRequestType::kPrepare;
   EXPECT_EQ(Call(request).reply.kernels_ready, 1u);
+}
+
+TEST_F(ControlTest, ARegionDoesNotWaitForKernels) {
+  ControlRequest prepare;
+  prepare.type = ControlRequestType::kPrepare;
+  prepare.request_id = 1000;
+  ASSERT_TRUE(SendStruct(front_end_.get(), prepare).ok());
+  const auto memory = CreateSealedMemory(4096);
+  EXPECT_EQ(CodeOfCall(MapRequest(5, 4096), memory->get()), absl::StatusCode::kOk);
+  gate_.Notify();
+  EXPECT_EQ(Receive().reply.request_id, 1000u);
 }
 
 TEST_F(ControlTest, ARingThatIsNoneIsRefused) {

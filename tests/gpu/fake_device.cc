@@ -135,6 +135,7 @@ absl::StatusOr<Allocation> FakeDevice::Allocate(uint64_t byte_size) {
 
 absl::StatusOr<PrepareResult> FakeDevice::Prepare(const PrepareShape& shape) {
   if (script_.refuse_prepare) return absl::UnimplementedError("scripted");
+  if (script_.prepare_gate != nullptr) script_.prepare_gate->WaitForNotification();
   absl::SleepFor(absl::Nanoseconds(script_.prepare_delay_ns));
   if (!script_.prepare_log.empty()) {
     std::ofstream(script_.prepare_log, std::ios::app)

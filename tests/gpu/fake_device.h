@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 
 #include <cstdint>
 #include <deque>
@@ -43,8 +44,9 @@ struct FakeScript {
                                   // ".held" appears once there is such a batch; empty: none.
   std::string prepare_log = {};   // File that gets a line for each prepared shape; empty: none.
   uint64_t prepare_delay_ns = 0;  // Of each shape.
-  bool refuse_prepare = false;    // UNIMPLEMENTED.
-  int fill = -1;                  // 0 to 255: bytes that outputs are filled with; -1: left alone.
+  absl::Notification* prepare_gate = nullptr;  // Prepare waits for it; null: it does not.
+  bool refuse_prepare = false;                 // UNIMPLEMENTED.
+  int fill = -1;                               // 0 to 255: bytes that outputs are filled with; -1: left alone.
   uint64_t predict_ns = 10'000;
   int max_batches_in_flight = 1;
   bool manual = false;  // Batches wait for FinishOne instead of a delay.
