@@ -32,6 +32,37 @@ TEST(GemmConfigTest, ChoosesWhatWasMeasuredToBeFast) {
   EXPECT_EQ(Chosen(Dense(4096, 7168, 16384)), "256x128 a2 s4");
 }
 
+TEST(GemmConfigTest, ChoosesForGroups) {
+  GemmShape shape{KernelScaling::kRowBlock, KernelOutput::kBf16, Grouping::kRows, 4096, 7168, {}};
+  const auto chosen = [&](size_t groups, int64_t rows) {
+    shape.rows.assign(groups, rows);
+    return Chosen(shape);
+  };
+  EXPECT_EQ(chosen(64, 32), "32x128 swap s10");
+  EXPECT_EQ(chosen(32, 256), "256x128 a2 s4");
+  EXPECT_EQ(chosen(8, 4096), "256x128 a2 s4");
+  shape.n = 7168;
+  shape.k = 2048;
+  EXPECT_EQ(chosen(32, 4), "16x128 swap s12");
+  shape = {KernelScaling::kRowRow, KernelOutput::kF32Add, Grouping::kDepth, 7168, 4096, {}};
+  EXPECT_EQ(chosen(8, 4096), "128x128 a2 s5");
+}
+
+TEST(GemmConfigTest, ChoosesForOtherTypes) {
+  const auto chosen = [](KernelScaling scaling, KernelOutput output, int64_t m, int64_t n, int64_t k) {
+    GemmShape shape = Dense(m, n, k);
+    shape.scaling = scaling;
+    shape.output = output;
+    return Chosen(shape);
+  };
+  EXPECT_EQ(chosen(KernelScaling::kRowRow, KernelOutput::kF32Add, 4096, 7168, 4096), "128x128 a2 s5");
+  EXPECT_EQ(chosen(KernelScaling::kRowRow, KernelOutput::kF32, 1024, 2112, 7168), "128x64 b2 s7");
+  EXPECT_EQ(chosen(KernelScaling::kBf16, KernelOutput::kBf16, 64, 4096, 7168), "32x64 swap s16");
+  EXPECT_EQ(chosen(KernelScaling::kBf16, KernelOutput::kBf16, 4096, 4096, 7168), "256x128 a2 s4");
+  EXPECT_EQ(chosen(KernelScaling::kRowBlock, KernelOutput::kF32, 64, 7168, 2048), "64x64 swap s12");
+  EXPECT_EQ(chosen(KernelScaling::kRowBlock, KernelOutput::kF32, 4096, 7168, 2048), "256x128 a2 s4");
+}
+
 TEST(GemmConfigTest, FewRowsAreTheColumnsOfTheTensorCore) {
   for (const int64_t m : {1, 5, 16}) {
     EXPECT_TRUE(SelectConfig(Dense(m, 4096, 4096), kH100Sms).traits.swap) << m;
