@@ -44,6 +44,8 @@ ABSL_FLAG(std::string, shapes, "tiny",
 ABSL_FLAG(int64_t, moe_tokens, 32, "--shapes=moe: tokens of one step.");
 ABSL_FLAG(int64_t, moe_top_k, 8, "--shapes=moe: experts of each token.");
 ABSL_FLAG(int64_t, moe_groups, 32, "--shapes=moe: experts.");
+ABSL_FLAG(int64_t, moe_n, 512, "--shapes=moe: N of an expert. DeepSeek-V3: 4096 (gate and up), 7168 (down).");
+ABSL_FLAG(int64_t, moe_k, 1024, "--shapes=moe: K of an expert. DeepSeek-V3: 7168 (gate and up), 2048 (down).");
 ABSL_FLAG(double, moe_skew, 1.0, "--shapes=moe: exponent of the experts' Zipf popularity; 0: all alike.");
 ABSL_FLAG(bool, moe_masked, false, "--shapes=moe: m-grouped masked instead of contiguous.");
 ABSL_FLAG(absl::Duration, duration, absl::Seconds(10), "How long to measure.");
@@ -118,9 +120,13 @@ absl::StatusOr<gemmd::LoadOptions> OptionsFromFlags() {
   if (options.slots < 1 || options.connections < 1 || !(options.rate > 0)) {
     return absl::InvalidArgumentError("expected concurrency, max_in_flight, connections and rate above 0");
   }
-  const gemmd::MoeOptions moe{absl::GetFlag(FLAGS_moe_tokens), absl::GetFlag(FLAGS_moe_top_k),
-                              absl::GetFlag(FLAGS_moe_groups), absl::GetFlag(FLAGS_moe_skew),
-                              absl::GetFlag(FLAGS_moe_masked)};
+  const gemmd::MoeOptions moe{.tokens = absl::GetFlag(FLAGS_moe_tokens),
+                              .top_k = absl::GetFlag(FLAGS_moe_top_k),
+                              .groups = absl::GetFlag(FLAGS_moe_groups),
+                              .skew = absl::GetFlag(FLAGS_moe_skew),
+                              .masked = absl::GetFlag(FLAGS_moe_masked),
+                              .n = absl::GetFlag(FLAGS_moe_n),
+                              .k = absl::GetFlag(FLAGS_moe_k)};
   absl::StatusOr<std::vector<gemmd::MixEntry>> mix = gemmd::LoadMix(absl::GetFlag(FLAGS_shapes), moe, options.seed);
   if (!mix.ok()) return mix.status();
   options.mix = *std::move(mix);

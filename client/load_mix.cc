@@ -14,8 +14,6 @@
 namespace gemmd {
 namespace {
 
-constexpr int64_t kExpertRows = 512;  // N and K of the moe preset's experts: small enough for a CPU.
-constexpr int64_t kExpertColumns = 1024;
 constexpr uint64_t kMoeSteps = 4;  // Different routings that requests are drawn from.
 
 std::vector<MixEntry> Dense(int64_t m) {
@@ -29,7 +27,7 @@ std::vector<MixEntry> Dense(int64_t m) {
 std::vector<MixEntry> Moe(const MoeOptions& moe, uint64_t seed) {
   std::vector<MixEntry> mix;
   for (uint64_t step = 0; step < kMoeSteps; ++step) {
-    ProblemSpec spec{.n = kExpertRows, .k = kExpertColumns, .groups = moe.groups};
+    ProblemSpec spec{.n = moe.n, .k = moe.k, .groups = moe.groups};
     spec.group_sizes = ZipfGroupSizes(moe, seed + step);
     spec.op = moe.masked ? Op::kMGroupedMasked : Op::kMGroupedContiguous;
     spec.m = moe.masked ? *std::max_element(spec.group_sizes.begin(), spec.group_sizes.end()) : moe.tokens * moe.top_k;
@@ -101,8 +99,9 @@ absl::StatusOr<std::vector<MixEntry>> LoadMix(const std::string& shapes, const M
   if (shapes == "deepseek_decode") return Dense(32);
   if (shapes == "deepseek_prefill") return Dense(1024);
   if (shapes == "moe") {
-    if (moe.tokens < 1 || moe.top_k < 1 || moe.groups < 1 || moe.skew < 0) {
-      return absl::InvalidArgumentError("moe: expected tokens, top_k and groups of at least 1 and skew of at least 0");
+    if (moe.tokens < 1 || moe.top_k < 1 || moe.groups < 1 || moe.n < 1 || moe.k < 1 || moe.skew < 0) {
+      return absl::InvalidArgumentError(
+          "moe: expected tokens, top_k, groups, n and k of at least 1 and skew of at least 0");
     }
     return Moe(moe, seed);
   }

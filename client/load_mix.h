@@ -27,6 +27,8 @@ struct MoeOptions {
   int64_t groups = 32;
   double skew = 1.0;
   bool masked = false;  // m-grouped masked instead of contiguous.
+  int64_t n = 512;      // Of an expert: small enough for a CPU.
+  int64_t k = 1024;
 };
 
 // Presets: tiny, deepseek_decode, deepseek_prefill, moe. Anything else is a file: lines of

@@ -62,6 +62,7 @@ double ValueOf(const LatencyHistogram& histogram, absl::string_view name) {
 Json ToJson(const LoadReport& report) {
   Json json = {{"succeeded", report.succeeded},
                {"errors", report.errors},
+               {"mps", report.mps},
                {"seconds", report.seconds},
                {"requests_per_second", PerSecond(static_cast<double>(report.succeeded), report.seconds)},
                {"flops_per_second", PerSecond(report.flops, report.seconds)},
@@ -87,6 +88,7 @@ std::string ToText(const LoadReport& report) {
       PerSecond(static_cast<double>(report.succeeded), report.seconds),
       FlopsText(PerSecond(report.flops, report.seconds)), PerSecond(report.rows, report.seconds), MeanBatch(report));
   for (const auto& [code, count] : report.errors) absl::StrAppend(&text, "errors: ", count, " ", code, "\n");
+  for (const auto& [gpu, mps] : report.mps) absl::StrAppend(&text, gpu, ": CUDA MPS ", mps ? "on" : "off", "\n");
   if (report.checked > 0)
     absl::StrAppend(&text, report.checked, " results checked, ", report.check_failures, " wrong\n");
   return absl::StrCat(text, "\n", table.ToString());

@@ -26,6 +26,7 @@ struct LoadReport {
   LatencyHistogram device;
   LatencyHistogram reply;
   std::map<std::string, int64_t> errors;  // By code.
+  std::map<std::string, bool> mps;        // By UUID: GPUs that the server works on, and whether CUDA MPS shares them.
   int64_t succeeded = 0;
   double seconds = 0;             // From the end of the warm-up to the last answer.
   double flops = 0;               // Of what succeeded.

@@ -58,6 +58,7 @@ class LoadRun {
   LoadReport Run();
 
  private:
+  void NoteGpus(Client& client);
   absl::Status SetUpWeights(Connection* connection, bool first);
   void Send(Slot* slot, absl::Time intended);
   void OnAnswer(Slot* slot, absl::StatusOr<v1::RunResponse> response);
@@ -81,12 +82,23 @@ class LoadRun {
   LoadReport report_ ABSL_GUARDED_BY(mutex_);
 };
 
+// Administration may be refused on TCP; then the report does not say.
+void LoadRun::NoteGpus(Client& client) {
+  const absl::StatusOr<v1::ServerInfo> info = client.GetInfo();
+  if (!info.ok()) return;
+  const absl::MutexLock lock(&mutex_);
+  for (const v1::WorkerInfo& worker : info->workers()) {
+    if (worker.device() != "cpu") report_.mps[worker.device()] = worker.mps();
+  }
+}
+
 absl::Status LoadRun::SetUp() {
   connections_.resize(static_cast<size_t>(options_.connections));
   for (Connection& connection : connections_) {
     absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect(options_.server, options_.connect);
     if (!client.ok()) return client.status();
     connection.client = *std::move(client);
+    NoteGpus(*connection.client);
     const absl::Status status = SetUpWeights(&connection, &connection == &connections_.front());
     if (!status.ok()) return status;
     if (options_.stream) connection.stream = connection.client->OpenStream();

@@ -98,6 +98,22 @@ TEST(LoadReportTest, ObjectiveIsJudgedByLatency) {
   EXPECT_EQ(CheckObjective(report, "p99=2ms").code(), absl::StatusCode::kFailedPrecondition);
 }
 
+TEST(LoadReportTest, SaysWhetherGpusAreShared) {
+  LoadReport report;
+  report.mps = {{"GPU-a", true}, {"GPU-b", false}};
+  EXPECT_NE(ToText(report).find("GPU-a: CUDA MPS on\nGPU-b: CUDA MPS off\n"), std::string::npos) << ToText(report);
+  EXPECT_EQ(ToJson(report)["mps"]["GPU-b"], false);
+  EXPECT_EQ(ToText(LoadReport()).find("MPS"), std::string::npos);
+}
+
+TEST(LoadMixTest, TheMoePresetHasExpertsOfAnySize) {
+  const auto mix = LoadMix("moe", {.tokens = 4, .groups = 8, .n = 4096, .k = 7168}, 1);
+  ASSERT_TRUE(mix.ok()) << mix.status();
+  EXPECT_EQ(mix->front().spec.n, 4096);
+  EXPECT_EQ(mix->front().spec.k, 7168);
+  EXPECT_EQ(LoadMix("moe", {.n = 0}, 1).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST(LoadReportTest, MalformedObjectiveIsRefused) {
   for (const char* text : {"p99", "p98=1ms", "p99=soon", "=1ms"}) {
     EXPECT_EQ(CheckObjective({}, text).code(), absl::StatusCode::kInvalidArgument) << text;
