@@ -78,7 +78,7 @@ class GpuMemory : public CudaMemory {
  private:
   GpuMemory(const Driver& driver, uint64_t byte_size) : CudaMemory(byte_size, true), driver_(driver) {}
   absl::Status CheckHandle(int device) const;
-  absl::Status MapHandle(int device, uint64_t mapped_bytes, Access access);
+  absl::Status MapHandle(int device, uint64_t mapped_bytes, Access requested);
 
   const Driver driver_;
   CUmemGenericAllocationHandle handle_ = 0;
