@@ -4,10 +4,12 @@
 #include "client/problem.h"
 #include "tests/e2e/process.h"
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -200,9 +202,18 @@ TEST_P(OperationsTest, AccumulationAddsToWhatDHolds) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Transports, OperationsTest,
-                         ::testing::Values(Transport::kInline, Transport::kHost, Transport::kSharedMemory,
-                                           Transport::kTensor, Transport::kPool),
+// Memory of the GPU can be shared where the workers are on one.
+std::vector<Transport> TransportsHere() {
+  std::vector<Transport> transports = {Transport::kInline, Transport::kHost, Transport::kSharedMemory,
+                                       Transport::kTensor, Transport::kPool};
+  const char* const workers = std::getenv("GEMMD_TEST_WORKERS");
+  if (workers != nullptr && absl::StartsWith(workers, "gpu")) {
+    transports.insert(transports.end(), {Transport::kDevice, Transport::kDeviceIpc});
+  }
+  return transports;
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, OperationsTest, ::testing::ValuesIn(TransportsHere()),
                          [](const auto& param_info) { return std::string(Name(param_info.param)); });
 
 }  // namespace
