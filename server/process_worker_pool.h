@@ -117,7 +117,7 @@ class ProcessWorkerPool : public WorkerPool {
   void OnWarmedUp(int worker, uint32_t generation, size_t index, const absl::Status& status);
   void SendRegion(uint64_t region_id, const Region& region, WorkerMask workers, const std::shared_ptr<Fanout>& fanout)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Allocate(uint64_t region_id, const RegionToMap& memory, AllocateCallback done);
+  void Allocate(uint64_t region_id, const RegionToMap& memory, const AllocateCallback& done);
   absl::StatusOr<int> OnAllocated(uint64_t region_id, int worker, const RegionToMap& memory,
                                   absl::StatusOr<ControlResult> result);
   void SharePool(uint64_t region_id, int worker, PoolCallback done);

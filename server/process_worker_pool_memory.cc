@@ -137,7 +137,7 @@ int ProcessWorkerPool::RoomiestWorker(WorkerMask workers) const {
 }
 
 // In the roomiest of memory.workers.
-void ProcessWorkerPool::Allocate(uint64_t region_id, const RegionToMap& memory, AllocateCallback done) {
+void ProcessWorkerPool::Allocate(uint64_t region_id, const RegionToMap& memory, const AllocateCallback& done) {
   ControlRequest request;
   request.type = ControlRequestType::kAllocate;
   request.region_id = region_id;
@@ -171,7 +171,7 @@ absl::StatusOr<int> ProcessWorkerPool::OnAllocated(uint64_t region_id, int worke
 }
 
 void ProcessWorkerPool::AllocateTensor(uint64_t region_id, uint64_t byte_size, int worker, AllocateCallback done) {
-  Allocate(region_id, {RegionKind::kTensor, Access::kReadWrite, byte_size, MaskOf(worker)}, std::move(done));
+  Allocate(region_id, {RegionKind::kTensor, Access::kReadWrite, byte_size, MaskOf(worker)}, done);
 }
 
 void ProcessWorkerPool::AllocatePool(uint64_t region_id, uint64_t byte_size, WorkerMask workers, PoolCallback done) {

@@ -23,7 +23,7 @@ void AddRegions(const RegionCounts& counts, std::vector<MetricFamily>& families)
   Family imports(MetricType::Histogram, "gemmd_region_import_duration_seconds",
                  "How long the workers took to map a region.");
   for (const RegionKind kind : kSharedKinds) {
-    const MetricLabels::value_type label("kind", Name(kind));
+    const MetricLabels::value_type label{"kind", Name(kind)};
     const RegionKindCounts& of_kind = counts.of(kind);
     regions.Add({label}, of_kind.regions);
     bytes.Add({label}, of_kind.bytes);
