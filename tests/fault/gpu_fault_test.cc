@@ -7,8 +7,12 @@
 #include "absl/strings/str_cat.h"
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <cstring>
+#include <signal.h>
 #include <string>
+#include <vector>
 
 namespace gemmd {
 namespace {
@@ -55,7 +59,8 @@ const ProblemSpec kDecode{.op = Op::kDense, .m = 64, .n = 2112, .k = 7168};
 TEST_F(GpuFaultTest, AnIllegalAccessCostsOneBatchAndTwoSeconds) {
   const FaultyWorker faulty;
   Fixture fixture = Start(faulty);
-  for (const Transport transport : {Transport::kTensor, Transport::kHost}) {
+  for (const Transport transport :
+       {Transport::kTensor, Transport::kHost, Transport::kPool, Transport::kDevice, Transport::kDeviceIpc}) {
     const auto problem = MakeProblem(fixture.client.get(), kDecode, transport);
     faulty.Inject("illegal_access");
     const auto failed = fixture.client->Run(problem->request());
@@ -68,6 +73,35 @@ TEST_F(GpuFaultTest, AnIllegalAccessCostsOneBatchAndTwoSeconds) {
     std::printf("illegal access, %s: %s; serving again after %s\n", std::string(Name(transport)).c_str(),
                 std::string(failed.status().message()).c_str(), absl::FormatDuration(recovery).c_str());
   }
+}
+
+TEST_F(GpuFaultTest, GibibytesOfWeightsOutliveTheirWorker) {
+  constexpr int64_t kN = int64_t{1} << 16, kK = int64_t{1} << 16;  // 4 GiB.
+  const FaultyWorker faulty;
+  Fixture fixture = Start(faulty);
+  Client& client = *fixture.client;
+  const auto weights = client.CreateTensor({.dtype = DType::kE4m3, .shape = {kN, kK}});
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  // Zeros, but for ones in the last row.
+  const std::vector<std::byte> ones(static_cast<size_t>(kK), static_cast<std::byte>(FloatToE4m3(1.0f)));
+  ASSERT_TRUE(client.WriteTensor(weights->id(), ones, static_cast<uint64_t>((kN - 1) * kK)).ok());
+  const std::vector<float> scales(static_cast<size_t>(kN / kScaleBlock * (kK / kScaleBlock)), 1.0f);
+  const v1::RunRequest request = ToRequest(DenseCall{
+      .a = Inline<std::byte>(ones, DType::kE4m3, {1, kK}),
+      .sfa = Inline<float>(absl::MakeSpan(scales).first(kK / kScaleBlock), DType::kF32, {1, kK / kScaleBlock}),
+      .b = Resident(weights->id()),
+      .sfb = Inline<float>(scales, DType::kF32, {kN / kScaleBlock, kK / kScaleBlock}),
+      .d = InlineResult(DType::kF32)});
+  for (const pid_t pid : fixture.daemon->WorkerPids()) kill(pid, SIGKILL);
+  v1::RunResponse response;
+  const absl::Duration recovery = TimeToSuccess(client, request, absl::Now(), &response);
+  EXPECT_LE(recovery, kAllowed);
+  ASSERT_EQ(response.d().size(), static_cast<size_t>(kN) * sizeof(float));
+  std::vector<float> d(static_cast<size_t>(kN));
+  std::memcpy(d.data(), response.d().data(), response.d().size());
+  EXPECT_EQ(d.back(), static_cast<float>(kK));
+  EXPECT_EQ(std::count(d.begin(), d.end(), 0.0f), kN - 1);
+  std::printf("4 GiB of weights: serving again after %s\n", absl::FormatDuration(recovery).c_str());
 }
 
 TEST_F(GpuFaultTest, WhatWaitsIsDoneByTheSuccessor) {
