@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A CUDA driver without a GPU: libcuda.so.1 for programs that share GPU memory (client/cuda_driver.h), with two GPUs
 // whose memory is memfds. It keeps the rules that matter to sharing: granules of 2 MiB, descriptors and legacy handles,
-// mappings that may not exceed what they map, an allocation that lives while a handle or a descriptor does. Put its
-// folder into LD_LIBRARY_PATH.
+// mappings that may not exceed what they map, an allocation that lives while a handle or a descriptor does, a buffer id
+// that is never given twice. Put its folder into LD_LIBRARY_PATH.
 #include "tests/gpu/fake_cuda.h"
 
 #include "client/cuda_driver.h"
@@ -31,12 +31,14 @@ using gemmd::cuda::Uuid;
 
 constexpr int kGpus = static_cast<int>(std::size(gemmd::testing::kFakeGpus));
 constexpr int kInvalidContext = 201;
+constexpr int kBufferId = 7;  // CU_POINTER_ATTRIBUTE_BUFFER_ID
 constexpr uint64_t kMemoryBytes = uint64_t{1} << 32;
 
 struct Range {
   uint64_t byte_size = 0;
   int device = 0;
   int fd = -1;  // Of legacy memory; -1: reserved for mappings.
+  uint64_t buffer_id = 0;
 };
 
 struct Driver {
@@ -44,6 +46,7 @@ struct Driver {
   std::map<Address, Range> ranges;
   std::map<MemoryHandle, uint64_t> handles;  // Descriptor + 1, and size.
   int contexts[kGpus] = {};                  // Retained.
+  uint64_t buffer_ids = 0;                   // Given so far.
 };
 
 Driver& State() {
@@ -120,6 +123,13 @@ int cuDevicePrimaryCtxRelease_v2(int device) {
   return --State().contexts[device] >= 0 ? kSuccess : kInvalidContext;
 }
 
+int cuDevicePrimaryCtxGetState(int device, unsigned* flags, int* active) {
+  const std::lock_guard<std::mutex> lock(State().mutex);
+  *flags = 0;
+  *active = State().contexts[device] > 0 ? 1 : 0;
+  return kSuccess;
+}
+
 int cuCtxPushCurrent_v2(Context context) {
   current_context[current_depth++] = static_cast<int>(static_cast<int*>(context) - State().contexts);
   return kSuccess;
@@ -132,6 +142,8 @@ int cuCtxPopCurrent_v2(Context* context) {
 }
 
 int cuCtxSynchronize() { return CurrentDevice() < 0 ? kInvalidContext : kSuccess; }
+
+int cuStreamSynchronize(void*) { return CurrentDevice() < 0 ? kInvalidContext : kSuccess; }
 
 int cuMemGetAllocationGranularity(size_t* byte_size, const AllocationProperties*, int) {
   *byte_size = gemmd::kGpuGranule;
@@ -180,7 +192,7 @@ int cuMemAddressReserve(Address* address, size_t byte_size, size_t, Address, uns
   if (reserved == MAP_FAILED) return kOutOfMemory;
   *address = static_cast<Address>(reinterpret_cast<uintptr_t>(reserved));
   const std::lock_guard<std::mutex> lock(State().mutex);
-  State().ranges.emplace(*address, Range{byte_size, CurrentDevice(), -1});
+  State().ranges.emplace(*address, Range{byte_size, CurrentDevice(), -1, ++State().buffer_ids});
   return kSuccess;
 }
 
@@ -221,7 +233,7 @@ int cuMemAlloc_v2(Address* address, size_t byte_size) {
   if (mapped == MAP_FAILED) return kOutOfMemory;
   *address = static_cast<Address>(reinterpret_cast<uintptr_t>(mapped));
   const std::lock_guard<std::mutex> lock(State().mutex);
-  State().ranges.emplace(*address, Range{byte_size, CurrentDevice(), fd});
+  State().ranges.emplace(*address, Range{byte_size, CurrentDevice(), fd, ++State().buffer_ids});
   return kSuccess;
 }
 
@@ -244,11 +256,16 @@ int cuMemGetAddressRange_v2(Address* base, size_t* byte_size, Address address) {
   return kSuccess;
 }
 
-int cuPointerGetAttribute(void* value, int, Address address) {
+int cuPointerGetAttribute(void* value, int attribute, Address address) {
+  if (CurrentDevice() < 0) return kInvalidContext;
   const std::lock_guard<std::mutex> lock(State().mutex);
   const auto found = RangeOf(State(), address);
   if (found == State().ranges.end()) return kInvalidValue;
-  *static_cast<int*>(value) = found->second.device;
+  if (attribute == kBufferId) {
+    *static_cast<unsigned long long*>(value) = found->second.buffer_id;
+  } else {
+    *static_cast<int*>(value) = found->second.device;
+  }
   return kSuccess;
 }
 
