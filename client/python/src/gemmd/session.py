@@ -7,17 +7,20 @@ A process on the daemon's machine opens its session at the broker, a Unix socket
 
 from __future__ import annotations
 
+import array
 import os
 import socket
 import struct
 import threading
 import weakref
+from dataclasses import dataclass
 from typing import Any
 
 from gemmd.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
     InternalError,
+    InvalidArgumentError,
     UnavailableError,
     from_code,
 )
@@ -26,13 +29,36 @@ Metadata = tuple[tuple[str, str], ...]
 
 BROKER_SUFFIX = ".broker"
 _BROKER_VERSION = 2
-_HELLO, _REGISTER_HOST, _CLOSE_REGION = 1, 2, 3
+_HELLO, _REGISTER_HOST, _CLOSE_REGION, _REGISTER_DEVICE, _REGISTER_DEVICE_IPC, _CREATE_POOL = 1, 2, 3, 4, 5, 6
 # type, version, byte_size, region_id, writable, reserved, client_name, gpu, ipc
 _REQUEST = struct.Struct("<IIQQII64s48s96s")
 _REPLY = struct.Struct("<IIQQ16s256s48s")  # code, version, session_id, region_id, secret, message, gpu
+# handle, allocation_bytes, offset, pid_namespace, pid, reserved
+_GPU_BYTES = 48
+# A reply has one at most.
+_MAX_DESCRIPTORS = 4
+_IPC = struct.Struct("<64sQQQiI")
 
 # A child of fork() must not hold the parent's connections: the daemon would not see the parent's end.
 _connections: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class _Reply:
+    session_id: int
+    region_id: int
+    secret: bytes
+    gpu: str
+    fd: int  # To be closed by who asked for one; otherwise -1.
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Memory of gemmd: the region, where it is ("cpu", or the UUID of a GPU), and its descriptor, the caller's own."""
+
+    region_id: int
+    device: str
+    fd: int
 
 
 class BrokerConnection:
@@ -50,14 +76,31 @@ class BrokerConnection:
             raise UnavailableError(f"broker: cannot connect to {path}: {error.strerror or error}") from None
         _connections.add(self)
         name = client_name.encode("ascii", "replace")[:63]
-        self.session_id, _, self.secret = self._ask(_HELLO, client_name=name)
+        reply = self._ask(_HELLO, client_name=name)
+        self.session_id, self.secret = reply.session_id, reply.secret
         # The daemon may page-lock a region before it replies, which takes a second for some GiB.
         self._socket.settimeout(call_timeout)
 
     def register(self, fd: int, byte_size: int, writable: bool) -> int:
         """Registers a sealed memfd; gives the region's id. Errors: what the broker says."""
-        _, region_id, _ = self._ask(_REGISTER_HOST, byte_size=byte_size, writable=int(writable), fd=fd)
-        return region_id
+        return self._ask(_REGISTER_HOST, byte_size=byte_size, writable=int(writable), fd=fd).region_id
+
+    def register_device(self, fd: int, byte_size: int, writable: bool, gpu: str) -> int:
+        """Registers memory of the GPU with this UUID by its descriptor, as register()."""
+        reply = self._ask(_REGISTER_DEVICE, byte_size=byte_size, writable=int(writable), gpu=gpu.encode(), fd=fd)
+        return reply.region_id
+
+    def register_device_ipc(self, handle: bytes, byte_size: int, gpu: str, pid_namespace: int) -> int:
+        """Registers a whole allocation of cudaMalloc of this process by its legacy handle, for reading and writing."""
+        ipc = _IPC.pack(handle, byte_size, 0, pid_namespace, os.getpid(), 0)
+        return self._ask(_REGISTER_DEVICE_IPC, byte_size=byte_size, writable=1, gpu=gpu.encode(), ipc=ipc).region_id
+
+    def create_pool(self, byte_size: int, device: str) -> Pool:
+        """New memory of gemmd on this device ("": where it has most room). Errors: what the broker says."""
+        if len(device) >= _GPU_BYTES:
+            raise InvalidArgumentError(f"device: expected at most {_GPU_BYTES - 1} characters, got {len(device)}")
+        reply = self._ask(_CREATE_POOL, byte_size=byte_size, gpu=device.encode("ascii", "replace"), wants_fd=True)
+        return Pool(reply.region_id, reply.gpu, reply.fd)
 
     def close_region(self, region_id: int) -> None:
         """Errors: what the broker says."""
@@ -81,18 +124,28 @@ class BrokerConnection:
         region_id: int = 0,
         writable: int = 0,
         client_name: bytes = b"",
+        gpu: bytes = b"",
+        ipc: bytes = b"",
         fd: int | None = None,
-    ) -> tuple[int, int, bytes]:
-        request = _REQUEST.pack(kind, _BROKER_VERSION, byte_size, region_id, writable, 0, client_name, b"", b"")
+        wants_fd: bool = False,
+    ) -> _Reply:
+        request = _REQUEST.pack(kind, _BROKER_VERSION, byte_size, region_id, writable, 0, client_name, gpu, ipc)
         with self._lock:
-            reply = self._converse(request, fd)
-        code, _, session_id, new_region_id, secret, message, _gpu = _REPLY.unpack(reply)
+            data, fds = self._converse(request, fd)
+        code, _, session_id, new_region_id, secret, message, device = _REPLY.unpack(data)
+        if code == 0 and wants_fd and len(fds) == 1:
+            return _Reply(session_id, new_region_id, secret, _text(device), fds[0])
+        for unwanted in fds:
+            os.close(unwanted)
         if code != 0:
-            raise from_code(code, message.split(b"\0", 1)[0].decode("utf-8", "replace"))
-        return session_id, new_region_id, secret
+            raise from_code(code, _text(message))
+        if wants_fd:
+            raise InternalError(f"broker: expected a descriptor, got {len(fds)}")
+        return _Reply(session_id, new_region_id, secret, _text(device), -1)
 
-    def _converse(self, request: bytes, fd: int | None) -> bytes:
-        """One request and its reply. A broken conversation closes the socket, since replies would no longer match."""
+    def _converse(self, request: bytes, fd: int | None) -> tuple[bytes, list[int]]:
+        """One request, its reply and the reply's descriptors. A broken conversation closes the socket, since replies
+        would no longer match."""
         if self._socket is None:
             raise UnavailableError("broker: the connection of this session was lost; connect again")
         try:
@@ -100,7 +153,7 @@ class BrokerConnection:
                 socket.send_fds(self._socket, [request], [] if fd is None else [fd])
             except (BrokenPipeError, ConnectionResetError):
                 pass  # A broker that refuses says why before it closes the socket.
-            reply = self._socket.recv(_REPLY.size + 1)
+            reply, fds = _receive(self._socket)
         except TimeoutError:
             self._close()
             raise DeadlineExceededError("broker: no reply in time") from None
@@ -108,11 +161,28 @@ class BrokerConnection:
             self._close()
             raise UnavailableError(f"broker: {error.strerror or error}") from None
         if len(reply) == _REPLY.size:
-            return reply
+            return reply, fds
+        for unwanted in fds:
+            os.close(unwanted)
         self._close()
         if not reply:
             raise UnavailableError("broker: closed the connection")
         raise InternalError(f"broker: expected a reply of {_REPLY.size} bytes, got {len(reply)}")
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """One message and its descriptors, which children do not inherit."""
+    fds = array.array("i")
+    room = socket.CMSG_SPACE(_MAX_DESCRIPTORS * fds.itemsize)
+    data, ancillary, _, _ = connection.recvmsg(_REPLY.size + 1, room, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) // fds.itemsize * fds.itemsize])
+    return data, list(fds)
 
 
 def _close_inherited_connections() -> None:
