@@ -27,6 +27,15 @@ def programs():
     return folder
 
 
+def fake_worker(folder, *flags):
+    """A program in this folder that is gemmd-worker-fake with flags, for --worker_binary."""
+    script = folder / "worker"
+    quoted = " ".join(f"'{flag}'" for flag in flags)
+    script.write_text(f"#!/bin/sh\nexec {programs().resolve()}/gemmd-worker-fake \"$@\" {quoted}\n", encoding="utf-8")
+    script.chmod(0o700)
+    return script
+
+
 def wait_until(condition, timeout=20.0):
     """Asks every few milliseconds until it is true; False if `timeout` passes first."""
     deadline = time.monotonic() + timeout
@@ -131,3 +140,12 @@ def client(daemon):
 def remote(daemon):
     with daemon.connect_by_tcp() as connected:
         yield connected
+
+
+@pytest.fixture(scope="session")
+def fake_cuda():
+    """Takes the fake CUDA driver for libcuda, in this process, from now on."""
+    folder = pathlib.Path(os.environ.get("GEMMD_FAKE_CUDA", programs() / "../tests/fake_cuda"))
+    assert (folder / "libcuda.so.1").exists(), f"no libcuda.so.1 in {folder}; set GEMMD_FAKE_CUDA"
+    gemmd.cuda.LIBRARY = str((folder / "libcuda.so.1").resolve())
+    gemmd.cuda.Driver.load()

@@ -14,6 +14,8 @@ Client.quantize. gemmd.aio has the same for asyncio.
 from gemmd import aio
 from gemmd.arrays import DType, to_bfloat16, to_float32
 from gemmd.client import Client, connect
+from gemmd.device_arrays import DeviceArray
+from gemmd.device_regions import DeviceRegion
 from gemmd.errors import (
     AbortedError,
     AlreadyExistsError,
@@ -44,6 +46,8 @@ __all__ = [
     "Client",
     "DType",
     "DeadlineExceededError",
+    "DeviceArray",
+    "DeviceRegion",
     "FailedPreconditionError",
     "GemmdError",
     "HostRegion",

@@ -6,7 +6,9 @@
         results = await asyncio.gather(*(client.gemm(a, b) for a in batches))
 
 A client belongs to the event loop that it was made on. Copies of more than a MiB and calls of the broker run on a
-thread, so that the loop goes on. There is no stream: gathered calls are already pipelined, and faster.
+thread, so that the loop goes on. So does waiting for a GPU, for the stream that is current when the call's task starts;
+only groups on a GPU are copied on the loop's thread. There is no stream: gathered calls are already pipelined, and
+faster.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import grpc
 import numpy as np
 
 from gemmd import connection, operations, tensors
-from gemmd.arrays import Array, as_array, host_bits
+from gemmd.arrays import Array, is_gpu_array
 from gemmd.connection import Connection, ConnectOptions, like_operation
+from gemmd.device_arrays import GpuView
+from gemmd.device_regions import DeviceRegion, create_device_region, create_pool
 from gemmd.errors import GemmdError, UnavailableError, from_rpc_error
 from gemmd.linear import LinearLayer, is_resident, quantized_weight
 from gemmd.quantized import Quantized
@@ -79,6 +83,7 @@ def connect(
     tls_key: bytes | str | None = None,
     token: str | None = None,
     round_robin: bool = False,
+    synchronize: bool = True,
     max_in_flight: int = 64,
 ) -> _Connecting:
     """Connects to gemmd and opens a session: ``client = await connect(...)``, or ``async with connect(...) as client``.
@@ -102,6 +107,7 @@ def connect(
         tls_key,
         token,
         round_robin,
+        synchronize,
     )
     return _Connecting(options, max_in_flight)
 
@@ -120,7 +126,7 @@ async def _connect(options: ConnectOptions, max_in_flight: int) -> Client:
     except BaseException:
         await channel.close()
         raise
-    return Client(options, opened, channel, info.max_message_bytes, max_in_flight)
+    return Client(options, opened, channel, info, max_in_flight)
 
 
 async def _wait_for_daemon(channel: grpc.aio.Channel, options: ConnectOptions, session: Session) -> Any:
@@ -183,10 +189,10 @@ class Client(Connection):
         options: ConnectOptions,
         session: Session,
         channel: grpc.aio.Channel,
-        max_message_bytes: int,
+        info: Any,
         max_in_flight: int,
     ) -> None:
-        super().__init__(options, session, max_message_bytes)
+        super().__init__(options, session, info)
         self._channel = channel
         self._in_flight = asyncio.Semaphore(max_in_flight)
         self._gemm = gemm_pb2_grpc.GemmStub(channel)
@@ -233,6 +239,14 @@ class Client(Connection):
         """As gemmd.Client.empty."""
         return await asyncio.to_thread(self._create_empty, shape, dtype)
 
+    async def pool(self, byte_size: int, device: object = "") -> DeviceRegion:
+        """As gemmd.Client.pool."""
+        return await asyncio.to_thread(create_pool, self._regions, byte_size, device)
+
+    async def device_region(self, byte_size: int, device: object = "", *, writable: bool = True) -> DeviceRegion:
+        """As gemmd.Client.device_region."""
+        return await asyncio.to_thread(create_device_region, self._regions, byte_size, device, writable)
+
     async def share(self, x: Any) -> Any:
         """As gemmd.Client.share."""
         return await asyncio.to_thread(self._create_shared, x)
@@ -258,8 +272,12 @@ class Client(Connection):
                 await self._discard(data)
                 raise
             return Quantized(data, scales, x.block)
-        bits, kind = connection.stored_bits(x, dtype)
-        request = connection.create_request(bits, kind, name, shared)
+        memory, kind = connection.stored(x, dtype)
+        if isinstance(memory, GpuView):
+            create = connection.create_request
+            request = await asyncio.to_thread(create, self._context, memory, kind, name, shared)
+            return tensors.from_message(await self._call(self._tensors.Create, request, timeout))
+        request = connection.create_request(self._context, memory, kind, name, shared)
         tensor = tensors.from_message(await self._call(self._tensors.Create, request, timeout))
         try:
             await self.write(tensor, x, timeout=timeout)
@@ -270,15 +288,19 @@ class Client(Connection):
 
     async def write(self, tensor: Tensor, x: Array, *, offset: int = 0, timeout: float | None = None) -> None:
         """As gemmd.Client.write."""
-        bits = connection.bits_to_write(tensor, x)
-        if bits.nbytes == 0:
+        memory = connection.memory_to_write(tensor, x)
+        if memory.nbytes == 0:
             return
-        request = connection.slice_request(self._regions, tensor, offset, bits)
+        if isinstance(memory, GpuView):
+            request = await asyncio.to_thread(connection.slice_request, self._context, tensor, offset, memory)
+        else:
+            request = connection.slice_request(self._context, tensor, offset, memory)
         if request is not None:
             await self._call(self._tensors.WriteFromSlice, request, timeout)
             return
-        flat = connection.flat_bytes(bits)
-        if not connection.write_through_scratch(self._regions, bits):
+        assert not isinstance(memory, GpuView)
+        flat = connection.flat_bytes(memory)
+        if not connection.write_through_scratch(self._regions, memory):
             await self._call(self._tensors.Write, tensors.chunks(tensor.id, offset, flat), timeout)
             return
         region = await asyncio.to_thread(self._regions.take_scratch, min(flat.nbytes, connection.WRITE_BYTES))
@@ -287,7 +309,7 @@ class Client(Connection):
                 part = flat[begin : begin + region.nbytes]
                 window = region.bytes[: part.nbytes]
                 await asyncio.to_thread(np.copyto, window, part)
-                request = connection.slice_request(self._regions, tensor, offset + begin, window)
+                request = connection.slice_request(self._context, tensor, offset + begin, window)
                 await self._call(self._tensors.WriteFromSlice, request, timeout)
         except BaseException:
             region.close()
@@ -296,11 +318,7 @@ class Client(Connection):
 
     async def read(self, tensor: Tensor, *, out: Array | None = None, timeout: float | None = None) -> Array:
         """As gemmd.Client.read."""
-        if out is None:
-            bits = np.empty(tensor.shape, tensor.dtype.bits)
-        else:
-            bits, kind = host_bits("out", out)
-            tensors.check_read_out(tensor, bits, kind)
+        bits = connection.read_target(tensor, out)
         flat = connection.flat_bytes(bits)
         request = tensors_pb2.ReadTensorRequest(tensor_id=tensor.id)
         self._session.check()
@@ -311,7 +329,9 @@ class Client(Connection):
                 flat[chunk.offset : chunk.offset + len(chunk.data)] = np.frombuffer(chunk.data, np.uint8)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
-        return as_array(bits, tensor.dtype, torch=False) if out is None else out
+        if out is None or not is_gpu_array(out):
+            return connection.read_value(tensor, bits, out)
+        return await asyncio.to_thread(connection.read_value, tensor, bits, out)
 
     async def tensor(self, key: int | str) -> Tensor:
         """As gemmd.Client.tensor."""
@@ -356,14 +376,14 @@ class Client(Connection):
         async with self._in_flight:
             try:
                 on_thread = call.bytes_to_copy > _LOOP_COPY_BYTES
-                if on_thread:
+                if on_thread or call.may_wait:
                     await asyncio.to_thread(call.place)
                 else:
                     call.place()
                 response = await self._call(self._gemm.Run, call.request, call.timeout)
                 return await asyncio.to_thread(call.finish, response) if on_thread else call.finish(response)
-            except BaseException:
-                call.abandon()
+            except BaseException as error:
+                call.abandon(error)
                 raise
 
     async def _call(self, method: Any, request: Any, timeout: float | None = None) -> Any:

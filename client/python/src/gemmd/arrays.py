@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ try:
 except ImportError:
     ml_dtypes = None  # type: ignore[assignment]
 
-# A numpy.ndarray or a torch.Tensor in host memory.
+# A numpy.ndarray, a torch.Tensor, or an array on a GPU (gemmd.device_arrays).
 Array = Any
 Bits = NDArray[Any]
 
@@ -105,6 +106,48 @@ def parse_dtype(field: str, value: object) -> DType:
     return _BY_NAME[name]
 
 
+def is_gpu_array(value: object) -> bool:
+    """Whether its elements are on a GPU: a torch CUDA tensor, or what has __cuda_array_interface__."""
+    if isinstance(value, np.ndarray):
+        return False
+    if is_torch(value):
+        return bool(value.is_cuda)  # type: ignore[attr-defined]
+    return hasattr(value, "__cuda_array_interface__")
+
+
+def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """In elements, row-major."""
+    strides: list[int] = []
+    step = 1
+    for extent in reversed(shape):
+        strides.append(step)
+        step *= extent
+    return tuple(reversed(strides))
+
+
+def extents_of(shape: int | Sequence[int]) -> tuple[int, ...]:
+    """Raises InvalidArgumentError for negative ones."""
+    extents = (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(int(extent) for extent in shape)
+    if any(extent < 0 for extent in extents):
+        raise InvalidArgumentError(f"shape: expected extents of at least 0, got {extents}")
+    return extents
+
+
+def torch_dtype(field: str, tensor: Any) -> DType:
+    """The type of a torch tensor. Raises InvalidArgumentError for types that gemmd does not have."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in _BY_NAME:
+        raise InvalidArgumentError(
+            f"{field}.dtype: expected float8_e4m3fn, bfloat16, float32, int32, int64 or uint8, got {name}"
+        )
+    return _BY_NAME[name]
+
+
+def torch_type(dtype: DType) -> Any:
+    """The torch.dtype. Requires: torch is imported."""
+    return getattr(sys.modules["torch"], _TORCH_NAME[dtype])
+
+
 def host_bits(field: str, value: Array) -> tuple[Bits, DType]:
     """The bits of an array on its own memory, never copied, and their type.
 
@@ -121,21 +164,20 @@ def host_bits(field: str, value: Array) -> tuple[Bits, DType]:
         return (value if value.dtype == dtype.bits else value.view(dtype.bits)), dtype
     if is_torch(value):
         return _torch_bits(field, value)
+    if is_gpu_array(value):
+        raise InvalidArgumentError(
+            f"{field}: expected an array in host memory here, got a {type(value).__name__} on a GPU; copy it first"
+        )
     raise TypeError(f"{field}: expected a numpy array or a torch tensor, got {type(value).__name__}")
 
 
 def _torch_bits(field: str, tensor: Any) -> tuple[Bits, DType]:
     torch = sys.modules["torch"]
-    name = str(tensor.dtype).removeprefix("torch.")
-    dtype = _BY_NAME.get(name)
-    if dtype is None:
-        raise InvalidArgumentError(
-            f"{field}.dtype: expected float8_e4m3fn, bfloat16, float32, int32, int64 or uint8, got {name}"
-        )
+    dtype = torch_dtype(field, tensor)
     if tensor.device.type != "cpu":
         raise InvalidArgumentError(
-            f"{field}.device: expected a tensor in host memory, got one on {tensor.device}; gemmd cannot share the "
-            f"memory of a GPU yet, copy the tensor first: {field}.cpu()"
+            f"{field}.device: expected a tensor in host memory here, got one on {tensor.device}; copy it first: "
+            f"{field}.cpu()"
         )
     if tensor.layout != torch.strided:
         raise InvalidArgumentError(f"{field}.layout: expected torch.strided, got {tensor.layout}")
@@ -152,7 +194,7 @@ def as_array(bits: Bits, dtype: DType, *, torch: bool) -> Array:
     if torch:
         module = sys.modules["torch"]
         signed = bits.view(np.int16) if dtype is DType.BF16 else bits
-        return module.from_numpy(signed).view(getattr(module, _TORCH_NAME[dtype]))
+        return module.from_numpy(signed).view(torch_type(dtype))
     if ml_dtypes is None:
         return bits
     if dtype is DType.BF16:

@@ -11,8 +11,10 @@ import grpc
 import numpy as np
 
 from gemmd import connection, operations, tensors
-from gemmd.arrays import Array, as_array, host_bits
+from gemmd.arrays import Array
 from gemmd.connection import Connection, ConnectOptions, like_operation
+from gemmd.device_arrays import GpuView
+from gemmd.device_regions import DeviceRegion, create_device_region, create_pool
 from gemmd.errors import GemmdError, UnavailableError, from_rpc_error
 from gemmd.quantized import Quantized
 from gemmd.regions import HostRegion
@@ -47,6 +49,7 @@ def connect(
     tls_key: bytes | str | None = None,
     token: str | None = None,
     round_robin: bool = False,
+    synchronize: bool = True,
 ) -> Client:
     """Connects to gemmd and opens a session.
 
@@ -61,6 +64,8 @@ def connect(
         token: bearer token, as the daemon's --token_file has it; for host:port, and over TLS or who listens learns it.
         round_robin: for an address that names several daemons ("dns:///name:port", "ipv4:host:port,host:port"): each that
             is healthy gets the next call, and a product that meets one that stops is sent to another. With session=False.
+        synchronize: whether calls with arrays on a GPU wait for what was started there before. False if whoever makes
+            the calls does it.
 
     Raises:
         UnavailableError: nobody there in time; the message has the reason.
@@ -79,6 +84,7 @@ def connect(
         tls_key,
         token,
         round_robin,
+        synchronize,
     )
     credentials = options.credentials()
     if credentials is None:
@@ -93,7 +99,7 @@ def connect(
     except BaseException:
         channel.close()
         raise
-    return Client(options, opened, channel, info.max_message_bytes)
+    return Client(options, opened, channel, info)
 
 
 def _wait_for_daemon(channel: grpc.Channel, options: ConnectOptions, session: Session) -> Any:
@@ -144,14 +150,13 @@ def _blocking(operation: Callable[Concatenate[HasContext, P], Call[R]]) -> Calla
 class Client(Connection):
     """A connection to gemmd; made by connect(). A context manager that closes it.
 
-    Arrays are numpy arrays or torch tensors in host memory. Every error is a GemmdError (TypeError for what is no
-    array); the daemon checks requests. Thread-safe. Cannot be pickled or used after a fork: connect again there.
+    Arrays are numpy arrays, torch tensors, or anything on a GPU with __cuda_array_interface__. Every error is a
+    GemmdError (TypeError for what is no array); the daemon checks requests. Thread-safe. Cannot be pickled or used
+    after a fork: connect again there.
     """
 
-    def __init__(
-        self, options: ConnectOptions, session: Session, channel: grpc.Channel, max_message_bytes: int
-    ) -> None:
-        super().__init__(options, session, max_message_bytes)
+    def __init__(self, options: ConnectOptions, session: Session, channel: grpc.Channel, info: Any) -> None:
+        super().__init__(options, session, info)
         self._channel = channel
         self._gemm = gemm_pb2_grpc.GemmStub(channel)
         self._tensors = tensors_pb2_grpc.TensorsStub(channel)
@@ -232,6 +237,37 @@ class Client(Connection):
         """
         return self._create_empty(shape, dtype)
 
+    def pool(self, byte_size: int, device: object = "") -> DeviceRegion:
+        """New memory of gemmd, mapped here, zeros at first; a context manager that closes it.
+
+        Survives the daemon's worker and needs no special allocator here; the daemon's quotas count it.
+
+        Args:
+            byte_size: at least 1.
+            device: UUID of a GPU that gemmd serves, "cuda:0" (as this process numbers them), a torch.device, or "cpu";
+                "": where gemmd has most room.
+
+        Raises:
+            FailedPreconditionError: memory cannot be shared over this connection, or no CUDA driver here for a GPU.
+            InvalidArgumentError: gemmd does not serve the device.
+            NotFoundError: this process does not see the GPU.
+            ResourceExhaustedError: no memory, or a quota of the daemon.
+        """
+        return create_pool(self._regions, byte_size, device)
+
+    def device_region(self, byte_size: int, device: object = "", *, writable: bool = True) -> DeviceRegion:
+        """New memory of this process on a GPU, shared with gemmd, zeros at first; a context manager that closes it.
+
+        Args:
+            byte_size: at least 1; whole granules of 2 MiB are taken.
+            device: as for pool; "": the first GPU that this process sees.
+            writable: whether results may go there.
+
+        Raises:
+            As pool.
+        """
+        return create_device_region(self._regions, byte_size, device, writable)
+
     def share(self, x: Any) -> Any:
         """A copy of an array or a Quantized in a region of its own (see empty)."""
         return self._create_shared(x)
@@ -273,8 +309,10 @@ class Client(Connection):
                 self._discard(data)
                 raise
             return Quantized(data, scales, x.block)
-        bits, kind = connection.stored_bits(x, dtype)
-        request = connection.create_request(bits, kind, name, shared)
+        memory, kind = connection.stored(x, dtype)
+        request = connection.create_request(self._context, memory, kind, name, shared)
+        if isinstance(memory, GpuView):
+            return tensors.from_message(self._call(self._tensors.Create, request, timeout))
         tensor = tensors.from_message(self._call(self._tensors.Create, request, timeout))
         try:
             self.write(tensor, x, timeout=timeout)
@@ -288,15 +326,16 @@ class Client(Connection):
 
         Raises OutOfRangeError if it does not fit, NotFoundError if the tensor is gone.
         """
-        bits = connection.bits_to_write(tensor, x)
-        if bits.nbytes == 0:
+        memory = connection.memory_to_write(tensor, x)
+        if memory.nbytes == 0:
             return
-        request = connection.slice_request(self._regions, tensor, offset, bits)
+        request = connection.slice_request(self._context, tensor, offset, memory)
         if request is not None:
             self._call(self._tensors.WriteFromSlice, request, timeout)
             return
-        flat = connection.flat_bytes(bits)
-        if not connection.write_through_scratch(self._regions, bits):
+        assert not isinstance(memory, GpuView)
+        flat = connection.flat_bytes(memory)
+        if not connection.write_through_scratch(self._regions, memory):
             self._call(self._tensors.Write, tensors.chunks(tensor.id, offset, flat), timeout)
             return
         region = self._regions.take_scratch(min(flat.nbytes, connection.WRITE_BYTES))
@@ -305,7 +344,7 @@ class Client(Connection):
                 part = flat[begin : begin + region.nbytes]
                 window = region.bytes[: part.nbytes]
                 window[...] = part
-                request = connection.slice_request(self._regions, tensor, offset + begin, window)
+                request = connection.slice_request(self._context, tensor, offset + begin, window)
                 self._call(self._tensors.WriteFromSlice, request, timeout)
         except BaseException:
             region.close()
@@ -314,11 +353,7 @@ class Client(Connection):
 
     def read(self, tensor: Tensor, *, out: Array | None = None, timeout: float | None = None) -> Array:
         """The elements of a tensor: in `out` (contiguous, of the same shape and type), or a new numpy array."""
-        if out is None:
-            bits = np.empty(tensor.shape, tensor.dtype.bits)
-        else:
-            bits, kind = host_bits("out", out)
-            tensors.check_read_out(tensor, bits, kind)
+        bits = connection.read_target(tensor, out)
         flat = connection.flat_bytes(bits)
         request = tensors_pb2.ReadTensorRequest(tensor_id=tensor.id)
         self._session.check()
@@ -327,7 +362,7 @@ class Client(Connection):
                 flat[chunk.offset : chunk.offset + len(chunk.data)] = np.frombuffer(chunk.data, np.uint8)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
-        return as_array(bits, tensor.dtype, torch=False) if out is None else out
+        return connection.read_value(tensor, bits, out)
 
     def tensor(self, key: int | str) -> Tensor:
         """The tensor of this id or shared name. Raises NotFoundError."""
@@ -372,8 +407,8 @@ class Client(Connection):
         try:
             call.place()
             return call.finish(self._call(self._gemm.Run, call.request, call.timeout))
-        except BaseException:
-            call.abandon()
+        except BaseException as error:
+            call.abandon(error)
             raise
 
     def _call(self, method: Any, request: Any, timeout: float | None = None) -> Any:

@@ -12,7 +12,11 @@ from typing import Any, TypeVar
 import grpc
 import numpy as np
 
-from gemmd.arrays import Array, Bits, DType, host_bits, parse_dtype
+from gemmd import tensors
+from gemmd.arrays import Array, Bits, DType, as_array, host_bits, parse_dtype
+from gemmd.cuda import Driver
+from gemmd.device_arrays import GpuView, gpu_view, locate
+from gemmd.device_regions import SharedAllocations
 from gemmd.errors import InvalidArgumentError
 from gemmd.quantized import Quantized
 from gemmd.regions import HostRegion, Regions, align_up
@@ -69,6 +73,7 @@ class ConnectOptions:
     tls_key: bytes | str | None = field(repr=False)
     token: str | None = field(repr=False)
     round_robin: bool
+    synchronize: bool = True
 
     def __post_init__(self) -> None:
         if not self.address:
@@ -123,11 +128,13 @@ def _pem(text: bytes | str | None) -> bytes | None:
 class Connection:
     """What both clients are: a session, its memory, and the parts of methods that do no I/O."""
 
-    def __init__(self, options: ConnectOptions, session: Session, max_message_bytes: int) -> None:
+    def __init__(self, options: ConnectOptions, session: Session, info: Any) -> None:
+        """`info`: gemmd.v1.ServerInfo."""
         self._options = options
         self._session = session
         self._regions = Regions(session)
-        self._context = Context(self._regions, max_message_bytes)
+        allocations = SharedAllocations(self._regions, tuple(worker.device for worker in info.workers))
+        self._context = Context(self._regions, info.max_message_bytes, allocations, options.synchronize)
 
     def __reduce__(self) -> Any:
         raise TypeError(f"{type(self).__name__}: cannot be pickled; connect again in the other process")
@@ -171,39 +178,83 @@ class Connection:
         return Quantized(copies[0], copies[1], x.block) if isinstance(x, Quantized) else copies[0]
 
 
-def stored_bits(x: Array, dtype: object) -> tuple[Bits, DType]:
-    """The bits of an array to store, and the type to store them as. Raises InvalidArgumentError."""
-    bits, kind = host_bits("x", x)
+def stored(x: Array, dtype: object) -> tuple[GpuView | Bits, DType]:
+    """Where an array to store is, and the type to store it as. Raises InvalidArgumentError."""
+    memory, kind = locate("x", x)
     if dtype is None:
-        return bits, kind
+        return memory, kind
     wanted = parse_dtype("dtype", dtype)
     if wanted is not kind and not (wanted is DType.E4M3 and kind is DType.U8):
         raise InvalidArgumentError(f"dtype: expected {kind.name}, which the array has, got {wanted.name}")
-    return bits, wanted
+    return memory, wanted
 
 
-def create_request(bits: Bits, dtype: DType, name: str, shared: bool) -> Any:
-    return tensors_pb2.CreateTensorRequest(dtype=dtype.value, shape=bits.shape, name=name, shared=shared)
+def create_request(context: Context, memory: GpuView | Bits, dtype: DType, name: str, shared: bool) -> Any:
+    """Of a tensor that is still to be written, or that holds what an array on a GPU does and is on the same GPU. Then
+    it waits for what comes before, and raises as SharedAllocations.window."""
+    request = tensors_pb2.CreateTensorRequest(dtype=dtype.value, shape=memory.shape, name=name, shared=shared)
+    if isinstance(memory, GpuView):
+        _refer(request.data.slice, context, memory)
+        request.data.dtype = dtype.value
+        request.data.shape.extend(memory.shape)
+    return request
 
 
-def bits_to_write(tensor: Tensor, x: Array) -> Bits:
-    """The bits of an array that goes into a tensor, contiguous. Raises InvalidArgumentError."""
-    bits, kind = host_bits("x", x)
+def _refer(message: Any, context: Context, view: GpuView) -> None:
+    """Fills gemmd.v1.Slice."""
+    if not view.contiguous:
+        raise InvalidArgumentError(f"x: expected a contiguous array on the GPU, got strides {view.strides}")
+    window = context.allocations.window("x", view)
+    message.region_id, message.offset = window.region_id, view.address - window.begin
+    if context.synchronize and view.order is not None:
+        view.order.synchronize()
+
+
+def memory_to_write(tensor: Tensor, x: Array) -> GpuView | Bits:
+    """Where an array is that goes into a tensor; on the host contiguous. Raises InvalidArgumentError."""
+    memory, kind = locate("x", x)
     if kind is not tensor.dtype and {kind, tensor.dtype} != {DType.U8, DType.E4M3}:
         raise InvalidArgumentError(f"x.dtype: expected {tensor.dtype.name}, got {kind.name}")
-    return np.ascontiguousarray(bits)
+    return memory if isinstance(memory, GpuView) else np.ascontiguousarray(memory)
 
 
-def slice_request(regions: Regions, tensor: Tensor, offset: int, bits: Bits) -> Any | None:
-    """gemmd.v1.WriteFromSliceRequest if the array lies in a region."""
-    address = bits.__array_interface__["data"][0]
-    window = regions.find(address)
+def slice_request(context: Context, tensor: Tensor, offset: int, memory: GpuView | Bits) -> Any | None:
+    """gemmd.v1.WriteFromSliceRequest if the array lies in a region, or on a GPU (as create_request)."""
+    request = tensors_pb2.WriteFromSliceRequest(tensor_id=tensor.id, offset=offset, byte_size=memory.nbytes)
+    if isinstance(memory, GpuView):
+        _refer(request.slice, context, memory)
+        return request
+    address = memory.__array_interface__["data"][0]
+    window = context.regions.find(address)
     if window is None:
         return None
-    request = tensors_pb2.WriteFromSliceRequest(tensor_id=tensor.id, offset=offset, byte_size=bits.nbytes)
     request.slice.region_id = window.region_id
     request.slice.offset = address - window.begin
     return request
+
+
+def read_target(tensor: Tensor, out: Array | None) -> Bits:
+    """Host memory that a tensor is read into, which `out` fits. Raises InvalidArgumentError."""
+    if out is None:
+        return np.empty(tensor.shape, tensor.dtype.bits)
+    memory, kind = locate("out", out)
+    if isinstance(memory, GpuView):
+        tensors.check_read_out(tensor, memory.shape, kind, memory.contiguous)
+        return np.empty(tensor.shape, tensor.dtype.bits)
+    tensors.check_read_out(tensor, memory.shape, kind, memory.flags.c_contiguous)
+    return memory
+
+
+def read_value(tensor: Tensor, bits: Bits, out: Array | None) -> Array:
+    """What reading gives, once `bits` of read_target has it all; copies it to an `out` on a GPU."""
+    if out is None:
+        return as_array(bits, tensor.dtype, torch=False)
+    view = gpu_view("out", out)
+    if view is not None and view.nbytes:
+        if view.order is not None:
+            view.order.synchronize()
+        Driver.load().gpu_of(view.address).copy_to_gpu(view.address, bits.ctypes.data, bits.nbytes)
+    return out
 
 
 def write_through_scratch(regions: Regions, bits: Bits) -> bool:

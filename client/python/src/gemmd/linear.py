@@ -10,6 +10,7 @@ import numpy as np
 
 from gemmd.arrays import Array, DType, as_array, host_bits, is_torch, to_bfloat16, to_float32
 from gemmd.client import Client
+from gemmd.device_arrays import locate
 from gemmd.errors import InvalidArgumentError
 from gemmd.quantized import Quantized, quantize
 from gemmd.tensors import Tensor
@@ -53,14 +54,14 @@ class LinearLayer:
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise InvalidArgumentError(f"x.shape: expected [..., {self.in_features}], got {list(x.shape)}")
         rows = x.reshape(-1, self.in_features)
-        return rows if host_bits("x", x)[1] is DType.BF16 else quantize(rows)
+        return rows if locate("x", x)[1] is DType.BF16 else quantize(rows)
 
     def _result(self, d: Array, x: Array) -> Array:
         """y [..., N] of the type of x, from the product [M, N] in float32."""
-        dtype = host_bits("x", x)[1]
+        dtype = locate("x", x)[1]
         bias = self._bias
         if is_torch(x):
-            y = d if bias is None else d + sys.modules["torch"].as_tensor(bias).float()
+            y = d if bias is None else d + sys.modules["torch"].as_tensor(bias, device=x.device).float()
             return y.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
         y = d if bias is None else d + (to_float32(bias) if not is_torch(bias) else np.asarray(bias.float()))
         y = y.reshape(*x.shape[:-1], self.out_features)

@@ -6,12 +6,14 @@ Operands have the names of the contract in errors: sfa and sfb are the scales of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from gemmd.arrays import Array, DType, as_array, host_bits, is_torch, parse_dtype, widen
+from gemmd.arrays import Array, DType, as_array, host_bits, is_gpu_array, is_torch, parse_dtype, torch_type, widen
+from gemmd.device_arrays import gpu_to_host, locate
 from gemmd.errors import InvalidArgumentError
 from gemmd.quantized import SCALE_BLOCK, Quantized, ceil_div, check_block
 from gemmd.request import Call, HasContext, Result
@@ -41,7 +43,7 @@ def gemm(
         a: [M, K] Quantized per (1, 128), or bfloat16; bfloat16 with a Quantized b is quantized by gemmd on the way.
         b: [N, K] Quantized per (128, 128) (weights) or (1, 128) (weight gradients), or bfloat16 if a is.
         out: [M, N] float32 or bfloat16, an array or a resident Tensor, to take the result; not copied if it lies in a
-            region. Without it a new array is made, a torch tensor if `a` is one.
+            region or on a GPU. Without it a new array is made, a torch tensor if `a` is one, on the GPU that `a` is on.
         dtype: of a new array: "float32" or "bfloat16". Default: bfloat16 for torch, float32 for numpy.
         accumulate: add to what `out` holds (float32).
         timeout: seconds for the call; default: the client's call_timeout.
@@ -53,6 +55,7 @@ def gemm(
     Raises:
         InvalidArgumentError: shapes or types that do not fit; the message names the operand. Rows of operands must be
             multiples of 16 bytes: K % 16 for FP8, K % 8 for bfloat16, N % 8 for bfloat16 and N % 4 for float32 results.
+        FailedPreconditionError: memory of a GPU that cannot be shared with gemmd; the message says why, and what can.
         GemmdError: what else the daemon says.
     """
     call: Call[Array] = Call(client.context, timeout)
@@ -91,7 +94,8 @@ def grouped_gemm(
         row_index: [M]: the group of each row in ascending order, -1 for a padding row.
         aligned_ends: [G]: end row of each group; the next group starts at the next multiple of `alignment`.
         alignment: rows, for aligned_ends.
-        masked_m: [G]: group g owns the first masked_m[g] rows of a[g].
+        masked_m: [G]: group g owns the first masked_m[g] rows of a[g]. Read on the GPU if it is int32 there and `a` is
+            too; then values beyond M_max are taken for M_max. All other groups that are on a GPU are copied here first.
         out: [M, N], or [G, M_max, N] with masked_m; bfloat16 (with bfloat16 operands also float32).
         dtype: as for gemm. FP8 products are rounded to bfloat16 by gemmd; "float32" widens that.
         timeout, priority: as for gemm.
@@ -116,7 +120,11 @@ def grouped_gemm(
     call: Call[Array] = Call(client.context, timeout)
     if masked_m is not None:
         message = call.request.m_grouped_masked
-        _groups(call, "masked_m", message.masked_m, masked_m, np.int32)
+        if not (_is_on_gpu(a) and _is_int32_on_gpu(masked_m)):
+            masked_m = _on_host("masked_m", masked_m)
+            _groups(call, "masked_m", message.masked_m, masked_m, np.int32)
+        else:
+            call.input("masked_m", message.masked_m, masked_m)
     else:
         message = call.request.m_grouped_contiguous
         name = names[0]
@@ -124,7 +132,7 @@ def grouped_gemm(
             call,
             f"row_groups.{name}",
             getattr(message.row_groups, name),
-            given[name],
+            _on_host(f"row_groups.{name}", given[name]),
             np.int64 if name == "offsets" else np.int32,
         )
         if name == "aligned_ends":
@@ -135,7 +143,10 @@ def grouped_gemm(
     wanted = _result_dtype(a, dtype)
     rounded = out is None and wanted is DType.F32 and message.scaling != gemm_pb2.SCALING_NONE
     result = _result(call, message, a, out, shape, DType.BF16 if rounded else wanted, partial=True)
-    if rounded:
+    if rounded and _is_torch_on_gpu(a):
+        assert call.take is not None
+        call.take = _widened_on_gpu(call.take, _new_on_gpu(a, shape, DType.F32))
+    elif rounded:
         call.take = lambda response: as_array(widen(result.fetch(response.d)), DType.F32, torch=_like_torch(a))
     call.request.priority = priority
     return call
@@ -174,6 +185,7 @@ def k_grouped_gemm(
     message.accumulate = accumulate
     if accumulate and out is None:
         raise InvalidArgumentError("out: expected an array or a Tensor to accumulate into, got None")
+    ks = _on_host("ks", ks)
     sizes = _groups(call, "ks", message.ks, ks, np.int64)
     _operands(call, message, a, b)
     if out is not None:
@@ -223,17 +235,25 @@ def quantize(
     call.input("x", message.x, x.reshape(-1, shape[2]) if len(shape) == 3 else x)
     m, k = (shape[0] * shape[1], shape[2]) if len(shape) == 3 else (_extent("x", x, 0, 2), shape[1])
     scales_shape = (ceil_div(m, rows), ceil_div(k, SCALE_BLOCK))
+    stacked = shape[:-2]
+    new: Quantized | None = None
+    if out is None and _is_torch_on_gpu(x):
+        new_data, new_scales = _new_on_gpu(x, (m, k), DType.E4M3), _new_on_gpu(x, scales_shape, DType.F32)
+        out = Quantized(new_data, new_scales, (rows, SCALE_BLOCK))
+        all_scales = new_scales.reshape((*stacked, ceil_div(shape[-2], rows), scales_shape[1]))
+        new = Quantized(new_data.reshape(shape), all_scales, out.block)
     data = call.output("q", message.q, out.data if out else None, (m, k), DType.E4M3)
     scales = call.output("sf", message.sf, out.scales if out else None, scales_shape, DType.F32)
     torch = is_torch(x)
 
     def take(response: Any) -> Quantized:
+        if new is not None:
+            return new
         if out is not None:
             for result, inline in ((data, response.d), (scales, response.sf)):
                 if not result.in_place:
                     result.fetch(inline)
             return out
-        stacked = shape[:-2]
         return Quantized(
             as_array(data.fetch(response.d).reshape(shape), DType.E4M3, torch=torch),
             as_array(
@@ -299,6 +319,19 @@ def _groups(call: Call[Any], name: str, ref: Any, value: Groups, integer: type[A
     return bits
 
 
+def _on_host(name: str, groups: Groups) -> Groups:
+    """A copy of an array that is on a GPU, since the daemon reads it before it launches; all others as they are."""
+    if not is_gpu_array(groups):
+        return groups
+    return groups.cpu() if is_torch(groups) else gpu_to_host(name, groups)
+
+
+def _is_int32_on_gpu(groups: Groups) -> bool:
+    if not is_gpu_array(groups):
+        return False
+    return locate("masked_m", groups)[1] is DType.I32
+
+
 def _extent(name: str, operand: Operand, axis: int, rank: int) -> int:
     shape = operand.shape if hasattr(operand, "shape") else np.shape(operand)
     if len(shape) != rank:
@@ -320,6 +353,33 @@ def _like_torch(a: Operand) -> bool:
     return is_torch(a.data if isinstance(a, Quantized) else a)
 
 
+def _is_on_gpu(a: Operand) -> bool:
+    return is_gpu_array(a.data if isinstance(a, Quantized) else a)
+
+
+def _is_torch_on_gpu(a: Operand) -> bool:
+    return _like_torch(a) and _is_on_gpu(a)
+
+
+def _new_on_gpu(a: Operand, shape: tuple[int, ...], dtype: DType, *, zeros: bool = False) -> Array:
+    """A torch tensor on the GPU of a torch operand."""
+    torch = sys.modules["torch"]
+    make = torch.zeros if zeros else torch.empty
+    return make(shape, dtype=torch_type(dtype), device=(a.data if isinstance(a, Quantized) else a).device)
+
+
+def _widened_on_gpu(rounded: Callable[[Any], Array], wide: Array) -> Callable[[Any], Array]:
+    """How the float32 tensor `wide` is taken that has the elements of a bfloat16 result. It is made before the call,
+    because results may be taken on another thread, where another stream is current."""
+
+    def take(response: Any) -> Array:
+        wide.copy_(rounded(response))
+        sys.modules["torch"].cuda.current_stream(wide.device).synchronize()
+        return wide
+
+    return take
+
+
 def _result_dtype(a: Operand, dtype: object) -> DType:
     if dtype is None:
         return DType.BF16 if _like_torch(a) else DType.F32
@@ -337,7 +397,9 @@ def _result(
     load: bool = False,
     partial: bool = False,
 ) -> Result:
-    """Sets d, and how it is taken from the response."""
+    """Sets d, and how it is taken from the response. A new result is where `a` is, if torch can make it there."""
+    if out is None and _is_torch_on_gpu(a):
+        out = _new_on_gpu(a, shape, dtype, zeros=partial)
     result = call.output("d", message.d, out, shape, dtype, load=load, partial=partial)
     torch = _like_torch(a)
 

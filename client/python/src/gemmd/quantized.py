@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemmd.arrays import Array, Bits, DType, as_array, host_bits, is_torch, to_float32
+from gemmd.arrays import Array, Bits, DType, as_array, host_bits, is_gpu_array, is_torch, to_float32
 from gemmd.errors import InvalidArgumentError
 
 SCALE_BLOCK = 128
@@ -108,7 +108,8 @@ def quantize(x: Array, block: Sequence[int] = (1, SCALE_BLOCK)) -> Quantized:
     stays NaN and does not count for amax, a block with an infinity dequantizes to NaN.
 
     Args:
-        x: [M, K] or [G, M, K], float32 or bfloat16; a numpy array, or a torch tensor on any device.
+        x: [M, K] or [G, M, K], float32 or bfloat16; a numpy array, or a torch tensor on any device, where torch
+            computes it. Client.quantize takes other arrays on a GPU too.
         block: (1, 128) for A and weight gradients, (128, 128) for weights.
 
     Returns:
@@ -118,6 +119,7 @@ def quantize(x: Array, block: Sequence[int] = (1, SCALE_BLOCK)) -> Quantized:
         InvalidArgumentError: x is of another type or rank, or block is another.
     """
     rows = check_block(block)[0]
+    _check_place(x)
     if x.ndim not in (2, 3):
         raise InvalidArgumentError(f"x.shape: expected 2 or 3 dimensions, got {x.ndim}")
     one = _quantize_torch if is_torch(x) else _quantize_numpy
@@ -135,6 +137,14 @@ def quantize(x: Array, block: Sequence[int] = (1, SCALE_BLOCK)) -> Quantized:
     for group in range(x.shape[0]):
         data[group], scales[group] = one(x[group], rows)
     return Quantized(data, scales, (rows, SCALE_BLOCK))
+
+
+def _check_place(x: Array) -> None:
+    if is_gpu_array(x) and not is_torch(x):
+        raise InvalidArgumentError(
+            f"x: expected a numpy array or a torch tensor, got a {type(x).__name__} on a GPU; Client.quantize takes it "
+            "where it lies"
+        )
 
 
 def _quantize_numpy(x: Bits, rows: int) -> tuple[Array, NDArray[np.float32]]:
@@ -194,6 +204,7 @@ def quantize_k_groups(x: Array, ks: Sequence[int]) -> Quantized:
         InvalidArgumentError: ks does not add up to the columns of x.
     """
     sizes = [int(k) for k in ks]
+    _check_place(x)
     if x.ndim != 2 or sum(sizes) != x.shape[1] or any(k < 0 for k in sizes):
         raise InvalidArgumentError(f"ks: expected sizes of at least 0 that add up to the columns of x, got {sizes}")
     ends = np.cumsum(sizes)
@@ -201,8 +212,9 @@ def quantize_k_groups(x: Array, ks: Sequence[int]) -> Quantized:
     if is_torch(x):
         torch = sys.modules["torch"]
         flat = [part.data.view(torch.uint8).reshape(-1) for part in parts]
-        data = torch.cat([torch.empty(0, dtype=torch.uint8), *flat]).view(torch.float8_e4m3fn)
-        return Quantized(data, torch.cat([torch.empty(x.shape[0], 0), *(part.scales for part in parts)], dim=1))
+        no_data, no_scales = x.new_empty(0, dtype=torch.uint8), x.new_empty((x.shape[0], 0), dtype=torch.float32)
+        data = torch.cat([no_data, *flat]).view(torch.float8_e4m3fn)
+        return Quantized(data, torch.cat([no_scales, *(part.scales for part in parts)], dim=1))
     bits = [host_bits("x", part.data)[0].reshape(-1) for part in parts]
     data = np.concatenate([np.empty(0, np.uint8), *bits])
     scales = np.concatenate([np.empty((x.shape[0], 0), np.float32), *(part.scales for part in parts)], axis=1)

@@ -2,7 +2,8 @@
 """Memory shared with gemmd (regions of kind `host`), arrays in it, and how an array is found to lie in one.
 
 A region is a memfd that cannot shrink (so that the daemon can map it without risk), mapped here and registered at the
-broker. Arrays keep their region: it is closed when the last of them is gone, or when it is told to.
+broker. Arrays keep their region: it is closed when the last of them is gone, or when it is told to. Regions on devices
+(device_regions.py) are found here too.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import mmap
 import os
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gemmd.arrays import Array, Bits, as_array, is_torch_dtype, parse_dtype
+from gemmd.arrays import Array, Bits, DType, as_array, extents_of, is_torch_dtype, parse_dtype
 from gemmd.errors import FailedPreconditionError, GemmdError, InvalidArgumentError, ResourceExhaustedError
-from gemmd.session import Session
+from gemmd.session import BrokerConnection, Session
 
 # Where arrays of one region begin: a cache line, which is more than any operand needs.
 ALIGNMENT = 64
@@ -45,12 +46,17 @@ class Window:
     region_id: int
     begin: int
     end: int
+    # Of memory that is not ours to keep, on a GPU: which allocation it is the memory of (see Driver.buffer_id). An
+    # array at its address is in the region only as long as that is still there.
+    buffer_id: int | None = None
 
 
-class _Mapping:
+class Mapping:
     """The mapping of one region. numpy arrays on it keep it alive through __array_interface__."""
 
-    def __init__(self, memory: mmap.mmap, window: Window, regions: Regions) -> None:
+    def __init__(self, memory: mmap.mmap, region_id: int, regions: Regions) -> None:
+        begin = int(np.frombuffer(memory, np.uint8).ctypes.data)
+        window = Window(region_id, begin, begin + len(memory))
         self._memory = memory
         self._window = window
         self._regions = regions
@@ -61,32 +67,33 @@ class _Mapping:
             "version": 3,
         }
 
+    @property
+    def window(self) -> Window:
+        return self._window
+
+    @property
+    def bytes(self) -> Bits:
+        """uint8, which keeps the mapping."""
+        return np.asarray(self)
+
     def __del__(self) -> None:
         # Before the memory is unmapped: what is mapped at this address next must not be taken for the region.
         self._regions.forget(self._window)
 
 
-class HostRegion:
-    """Memory shared with gemmd; a context manager that closes it.
+class Region:
+    """What regions of every kind have in common. A context manager that closes it; cannot be pickled."""
 
-    Made by Client.region. Reading or writing an array in it while an operation that names it is in flight is a race, as
-    with any buffer. Closing ends the sharing; arrays stay valid as ordinary memory. Cannot be pickled.
-    """
-
-    def __init__(self, mapping: _Mapping, window: Window, regions: Regions) -> None:
+    def __init__(self, window: Window, regions: Regions) -> None:
         self._regions = regions
         self._window = window
-        self._bytes: Bits = np.asarray(mapping)
         self._used = 0
-
-    def __enter__(self) -> HostRegion:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def __reduce__(self) -> Any:
-        raise TypeError("HostRegion: cannot be pickled; it is memory that one session shares with gemmd")
+        raise TypeError(f"{type(self).__name__}: cannot be pickled; it is memory that one session shares with gemmd")
 
     @property
     def id(self) -> int:
@@ -100,11 +107,6 @@ class HostRegion:
     @property
     def closed(self) -> bool:
         return not self._regions.knows(self._window)
-
-    @property
-    def bytes(self) -> Bits:
-        """All of it, as uint8 [nbytes]."""
-        return self._bytes
 
     def empty(self, shape: int | Sequence[int], dtype: object = "float32") -> Array:
         """An array in the next free stretch of the region, zeros at first.
@@ -122,26 +124,53 @@ class HostRegion:
         if self.closed:
             raise FailedPreconditionError("region: closed")
         kind = parse_dtype("dtype", dtype)
-        extents = _extents(shape)
+        extents = extents_of(shape)
         byte_size = int(np.prod(extents, dtype=np.int64)) * kind.bits.itemsize
         if self._used + byte_size > self.nbytes:
             raise ResourceExhaustedError(
                 f"region: expected room for {byte_size} bytes, got {self.nbytes - self._used} of {self.nbytes}"
             )
-        bits = self._bytes[self._used : self._used + byte_size].view(kind.bits).reshape(extents)
+        array = self._array(self._used, extents, kind, torch=is_torch_dtype(dtype))
         self._used = min(self._used + align_up(byte_size), self.nbytes)
-        return as_array(bits, kind, torch=is_torch_dtype(dtype))
+        return array
+
+    def _array(self, offset: int, shape: tuple[int, ...], dtype: DType, *, torch: bool) -> Array:
+        """The array at this offset. Requires: it is inside."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Ends the sharing. Operations in flight finish first on the daemon's side. May be called again."""
         self._regions.forget(self._window)
 
 
-def _extents(shape: int | Sequence[int]) -> tuple[int, ...]:
-    extents = (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(int(extent) for extent in shape)
-    if any(extent < 0 for extent in extents):
-        raise InvalidArgumentError(f"shape: expected extents of at least 0, got {extents}")
-    return extents
+class HostRegion(Region):
+    """Memory shared with gemmd; a context manager that closes it.
+
+    Made by Client.region. Reading or writing an array in it while an operation that names it is in flight is a race, as
+    with any buffer. Closing ends the sharing; arrays stay valid as ordinary memory. Cannot be pickled.
+    """
+
+    def __init__(self, mapping: Mapping, regions: Regions) -> None:
+        super().__init__(mapping.window, regions)
+        self._bytes = mapping.bytes
+
+    def __enter__(self) -> HostRegion:
+        return self
+
+    @property
+    def bytes(self) -> Bits:
+        """All of it, as uint8 [nbytes]."""
+        return self._bytes
+
+    def _array(self, offset: int, shape: tuple[int, ...], dtype: DType, *, torch: bool) -> Array:
+        return array_in(self._bytes, offset, shape, dtype, torch=torch)
+
+
+def array_in(memory: Bits, offset: int, shape: tuple[int, ...], dtype: DType, *, torch: bool) -> Array:
+    """The array at this offset of uint8 `memory`."""
+    byte_size = int(np.prod(shape, dtype=np.int64)) * dtype.bits.itemsize
+    bits = memory[offset : offset + byte_size].view(dtype.bits).reshape(shape)
+    return as_array(bits, dtype, torch=torch)
 
 
 class Regions:
@@ -163,6 +192,16 @@ class Regions:
         """Whether memory can be shared with the daemon at all."""
         return self._session.broker is not None
 
+    def broker(self, byte_size: int) -> BrokerConnection:
+        """Where regions are made. Raises FailedPreconditionError, and InvalidArgumentError for a byte_size below 1."""
+        self._session.check()
+        broker = self._session.broker
+        if broker is None:
+            raise FailedPreconditionError("region: memory can be shared only over a Unix socket, with a session")
+        if byte_size < 1:
+            raise InvalidArgumentError(f"byte_size: expected at least 1, got {byte_size}")
+        return broker
+
     def create(self, byte_size: int, *, writable: bool = True) -> HostRegion:
         """A new region of zeros.
 
@@ -171,12 +210,7 @@ class Regions:
             InvalidArgumentError: byte_size is below 1.
             ResourceExhaustedError: no memory, or a quota of the daemon.
         """
-        self._session.check()
-        broker = self._session.broker
-        if broker is None:
-            raise FailedPreconditionError("region: memory can be shared only over a Unix socket, with a session")
-        if byte_size < 1:
-            raise InvalidArgumentError(f"byte_size: expected at least 1, got {byte_size}")
+        broker = self.broker(byte_size)
         fd = os.memfd_create("gemmd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             try:
@@ -185,22 +219,44 @@ class Regions:
                 memory = mmap.mmap(fd, byte_size)
             except (OSError, OverflowError) as error:
                 raise ResourceExhaustedError(f"region: cannot have {byte_size} bytes: {error}") from None
-            begin = int(np.frombuffer(memory, np.uint8).ctypes.data)
             region_id = broker.register(fd, byte_size, writable)
         finally:
             os.close(fd)
-        window = Window(region_id, begin, begin + byte_size)
-        mapping = _Mapping(memory, window, self)
+        mapping = Mapping(memory, region_id, self)
+        self.add(mapping.window)
+        return HostRegion(mapping, self)
+
+    def add(self, window: Window) -> None:
+        """From now on arrays are found in it."""
         with self._lock:
-            self._windows[begin] = window
+            former = self._windows.pop(window.begin, None)
+            if former is not None:  # Of memory that was freed meanwhile.
+                self._to_close.put(former.region_id)
+            self._windows[window.begin] = window
             self._begins = sorted(self._windows)
             if self._closer is None:
                 self._closer = threading.Thread(target=self._close_regions, name="gemmd-regions", daemon=True)
                 self._closer.start()
-        return HostRegion(mapping, window, self)
 
     def find(self, address: int) -> Window | None:
-        """The region that the address lies in."""
+        """The region of memory that is ours to keep which the address lies in."""
+        window = self._find(address)
+        return window if window is not None and window.buffer_id is None else None
+
+    def find_allocation(self, address: int, buffer_id: int) -> Window | None:
+        """The region of an allocation of somebody else which the address lies in; the allocation there is this one."""
+        window = self._find(address)
+        return window if window is not None and window.buffer_id == buffer_id else None
+
+    def forget_freed(self, buffer_at: Callable[[int], int | None]) -> None:
+        """Closes the regions of allocations that are gone; `buffer_at` says which one is at an address now."""
+        for window in list(self._windows.values()):
+            if window.buffer_id is not None and buffer_at(window.begin) != window.buffer_id:
+                self.forget(window)
+        with self._lock:
+            self._begins = sorted(self._windows)
+
+    def _find(self, address: int) -> Window | None:
         begins = self._begins
         index = bisect.bisect_right(begins, address) - 1
         if index < 0:

@@ -4,21 +4,27 @@
 Pure bookkeeping without any I/O but the making of scratch regions, so that the blocking and the asyncio client
 share it.
 
-Where an operand travels: a resident Tensor by its id or name; an array in a region as a slice of it, never copied. What is left
-is copied: into the message while it is small or memory cannot be shared, otherwise into a scratch region.
+Where an operand travels: a resident Tensor by its id or name; an array in a region as a slice of it, never copied; an
+array on a GPU likewise, in a region that is made of its allocation if need be. What is left is copied: into the message
+while it is small or memory cannot be shared, otherwise into a scratch region.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+import grpc
 import numpy as np
 
-from gemmd.arrays import Bits, DType, host_bits
-from gemmd.errors import InvalidArgumentError, ResourceExhaustedError
+from gemmd.arrays import Bits, DType
+from gemmd.device_arrays import GpuView, Order, locate
+from gemmd.device_regions import SharedAllocations
+from gemmd.errors import GemmdError, InvalidArgumentError, ResourceExhaustedError
 from gemmd.regions import HostRegion, Regions, align_up
 from gemmd.tensors import Tensor, operand
 from gemmd.v1 import gemm_pb2
@@ -27,6 +33,16 @@ from gemmd.v1 import gemm_pb2
 INLINE_BYTES = 128 << 10
 # What a message holds beside operands.
 _MESSAGE_MARGIN = 16 << 10
+
+# After which nothing is written any more for a call that ended: a worker that hangs for 10 s is killed.
+_HOLD_SECONDS = 20.0
+# A call that ends so may still be running.
+_UNFINISHED = (
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNKNOWN,
+)
 
 R = TypeVar("R")
 
@@ -37,6 +53,23 @@ class Context:
 
     regions: Regions
     max_message_bytes: int
+    allocations: SharedAllocations
+    synchronize: bool = True  # Whether calls wait for what the caller has started on a GPU.
+    # Results on a GPU of calls that failed: the daemon may still be writing there, and their owner would use the memory
+    # again. With the time until which they are kept.
+    _held: collections.deque[tuple[float, Any]] = field(default_factory=collections.deque)
+
+    def hold(self, values: list[Any]) -> None:
+        """Keeps arrays that gemmd may still be writing to."""
+        until = time.monotonic() + _HOLD_SECONDS
+        self._held.extend((until, value) for value in values)
+
+    def let_go(self) -> None:
+        """Of what was held long enough."""
+        now = time.monotonic()
+        with contextlib.suppress(IndexError):  # Another thread may take the last one.
+            while self._held[0][0] < now:
+                self._held.popleft()
 
 
 class HasContext(Protocol):
@@ -87,6 +120,9 @@ class Call(Generic[R]):
     # abandons the call while a thread may be finishing it.
     _scratch: list[HostRegion] = field(default_factory=list)
     _keep: list[Any] = field(default_factory=list)
+    _on_gpu: list[tuple[str, Any, GpuView]] = field(default_factory=list)
+    _orders: list[Order] = field(default_factory=list)
+    _gpu_results: list[Any] = field(default_factory=list)
 
     def input(self, name: str, ref: Any, value: Any, *, dtype: DType | None = None) -> None:
         """Adds an operand. `dtype`: E4M3 where uint8 means its bits.
@@ -96,15 +132,17 @@ class Call(Generic[R]):
         if isinstance(value, Tensor):
             operand(ref, value)
             return
-        bits, kind = host_bits(name, value)
+        memory, kind = locate(name, value)
         if dtype is DType.E4M3 and kind is DType.U8:
             kind = DType.E4M3
         ref.dtype = kind.value
-        ref.shape.extend(bits.shape)
-        if self._slice(ref, bits):
+        ref.shape.extend(memory.shape)
+        if isinstance(memory, GpuView):
+            self._share(name, ref, memory, value)
+        elif self._slice(ref, memory):
             self._keep.append(value)
         else:
-            self._copies.append((name, ref, bits))
+            self._copies.append((name, ref, memory))
 
     def output(
         self,
@@ -125,20 +163,31 @@ class Call(Generic[R]):
             result.in_place = True
             return result
         if out is not None:
-            bits, result.dtype = host_bits(name, out)
+            memory, result.dtype = locate(name, out)
             if dtype is DType.E4M3 and result.dtype is DType.U8:
                 result.dtype = DType.E4M3
-            result.shape = tuple(bits.shape)
-            if not bits.flags.writeable:
+            result.shape = tuple(memory.shape)
+            if not (memory.writable if isinstance(memory, GpuView) else memory.flags.writeable):
                 raise InvalidArgumentError(f"{name}: expected an array that can be written, got a read-only one")
-            result.in_place = self._slice(ref, bits)
-            if result.in_place:
+            if isinstance(memory, GpuView):
+                self._share(name, ref, memory, out)
+                self._gpu_results.append(out)
+                result.in_place = True
+            elif self._slice(ref, memory):
                 self._keep.append(out)
+                result.in_place = True
             else:
-                result.out = bits
+                result.out = memory
         ref.dtype = result.dtype.value
         ref.shape.extend(result.shape)
         return result
+
+    def _share(self, name: str, ref: Any, view: GpuView, value: Any) -> None:
+        """Will refer to an array on a GPU: place() asks where, since that may take the broker."""
+        self._keep.append(value)
+        self._on_gpu.append((name, ref, view))
+        if self.context.synchronize and view.order is not None and view.order not in self._orders:
+            self._orders.append(view.order)
 
     def _slice(self, ref: Any, bits: Bits) -> bool:
         """Refers to the array where it lies, if that is a region."""
@@ -157,11 +206,29 @@ class Call(Generic[R]):
         """Bytes that place() and finish() copy."""
         return sum(bits.nbytes for _, _, bits in self._copies) + sum(result.nbytes for result in self._results)
 
-    def place(self) -> None:
-        """Copies what has to be copied. Once, before the request is sent.
+    @property
+    def may_wait(self) -> bool:
+        """Whether place() waits, for the GPU or for the broker."""
+        new = any(not self.context.allocations.knows(view) for _, _, view in self._on_gpu)
+        return new or any(not order.query() for order in self._orders)
 
-        Raises ResourceExhaustedError (no memory, quota, message too large) and InvalidArgumentError.
+    def place(self) -> None:
+        """Copies what has to be copied, shares what is on a GPU, and waits for what was started there. Once, before the
+        request is sent; on any thread.
+
+        Raises ResourceExhaustedError (no memory, quota, message too large), InvalidArgumentError and, for memory of a
+        GPU that cannot be shared, FailedPreconditionError.
         """
+        if self._gpu_results:
+            self.context.let_go()
+        for name, ref, view in self._on_gpu:
+            window = self.context.allocations.window(name, view)
+            ref.slice.region_id = window.region_id
+            ref.slice.offset = view.address - window.begin
+            if not view.contiguous:
+                ref.strides.extend(view.strides)
+        for order in self._orders:
+            order.synchronize()
         loads = any(result.load and not result.in_place for result in self._results)
         if not self.context.regions.shareable or (self.bytes_to_copy <= INLINE_BYTES and not loads):
             self._place_inline(loads)
@@ -213,8 +280,10 @@ class Call(Generic[R]):
             self.context.regions.give_scratch(self._scratch.pop())
         return value
 
-    def abandon(self) -> None:
-        """After a failure: the daemon may still be working on the scratch region, so it is not used again."""
+    def abandon(self, error: BaseException) -> None:
+        """After a failure: the daemon may still be writing to its results, so their memory is not used again."""
+        if self._gpu_results and (not isinstance(error, GemmdError) or error.code in _UNFINISHED):
+            self.context.hold(self._gpu_results)
         with contextlib.suppress(IndexError):
             self._scratch.pop().close()
 

@@ -114,9 +114,9 @@ class Stream:
                 call.request.request_id = next(self._ids)
                 self._pending[call.request.request_id] = (call, future)
                 self._requests.put(call.request)
-        except BaseException:
+        except BaseException as error:
             self._room.release()
-            call.abandon()
+            call.abandon(error)
             raise
         return future
 
@@ -138,7 +138,7 @@ class Stream:
             self._closed = True
             self._requests.put(None)
         for call, future in unanswered.values():
-            call.abandon()
+            call.abandon(error)
             self._room.release()
             future.set_exception(error)
 
@@ -149,13 +149,14 @@ class Stream:
             return
         self._room.release()
         if response.status.code != 0:
-            call.abandon()
-            future.set_exception(from_code(response.status.code, response.status.message))
+            refusal = from_code(response.status.code, response.status.message)
+            call.abandon(refusal)
+            future.set_exception(refusal)
             return
         try:
             value = call.finish(response)
         except BaseException as error:
-            call.abandon()
+            call.abandon(error)
             future.set_exception(error)
             return
         future.set_result(value)

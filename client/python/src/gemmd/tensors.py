@@ -107,12 +107,12 @@ def as_quantized(data: Tensor, scales: Tensor, block: tuple[int, int] | None) ->
     return Quantized(data, scales, block)
 
 
-def check_read_out(tensor: Tensor, bits: Bits, dtype: DType) -> None:
+def check_read_out(tensor: Tensor, shape: Sequence[int], dtype: DType, contiguous: bool) -> None:
     """InvalidArgumentError unless a tensor can be read into an array of these."""
     same_type = dtype is tensor.dtype or (dtype is DType.U8 and tensor.dtype is DType.E4M3)
-    if tuple(bits.shape) != tensor.shape or not same_type:
+    if tuple(shape) != tensor.shape or not same_type:
         raise InvalidArgumentError(
-            f"out: expected {tensor.dtype.name} {tensor.shape}, got {dtype.name} {tuple(bits.shape)}"
+            f"out: expected {tensor.dtype.name} {tensor.shape}, got {dtype.name} {tuple(shape)}"
         )
-    if not bits.flags.c_contiguous:
+    if not contiguous:
         raise InvalidArgumentError("out: expected a contiguous array, got another")
