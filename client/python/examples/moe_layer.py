@@ -5,8 +5,7 @@
 Each token goes to `top_k` of the experts; an expert is gate and up projection, SwiGLU, down projection. The weights are
 resident in gemmd, FP8 per 128x128; activations are quantized per 1x128. The layer is computed twice: with the rows of
 all experts one after another (grouped contiguous, as in prefill), and with a fixed number of rows for each (masked, as
-in decode). With --torch everything is torch; on a machine with CUDA the tensors live on the GPU and are copied to host
-memory for gemmd, which cannot share the memory of a GPU yet.
+in decode). With --torch everything but the products is torch, in host memory; moe_torch.py has it on a GPU.
 
 Example: moe_layer.py --server=unix:/run/gemmd/gemmd.sock --tokens=64 --experts=8
 """
@@ -51,10 +50,10 @@ def route(scores: np.ndarray, top_k: int) -> Routing:
 
 
 class MoeLayer:
-    """The experts, with their weights in gemmd. `xp` is numpy or torch, `device` where torch computes the rest."""
+    """The experts, with their weights in gemmd. `xp` is numpy or torch."""
 
-    def __init__(self, client: gemmd.Client, gate_up: gemmd.Quantized, down: gemmd.Quantized, xp: Any, device: str):
-        self.client, self.xp, self.device = client, xp, device
+    def __init__(self, client: gemmd.Client, gate_up: gemmd.Quantized, down: gemmd.Quantized, xp: Any):
+        self.client, self.xp = client, xp
         self.gate_up = client.put(gate_up)  # [E, 2 * I, H]: gate, then up
         self.down = client.put(down)  # [E, H, I]
 
@@ -75,11 +74,7 @@ class MoeLayer:
         return self.combine(out[slots], routing)
 
     def product(self, x: Any, weights: gemmd.Quantized, **groups: np.ndarray) -> Any:
-        a = gemmd.quantize(x)
-        if self.xp is np:
-            return self.client.grouped_gemm(a, weights, **groups)
-        a = gemmd.Quantized(a.data.cpu(), a.scales.cpu(), a.block)
-        return self.client.grouped_gemm(a, weights, dtype="float32", **groups).to(self.device)
+        return self.client.grouped_gemm(gemmd.quantize(x), weights, dtype="float32", **groups)
 
     def swiglu(self, hidden: Any) -> Any:
         size = hidden.shape[-1] // 2
@@ -89,12 +84,10 @@ class MoeLayer:
     def combine(self, out: Any, routing: Routing) -> Any:
         tokens, top_k = routing.weights.shape
         weights = self.xp.asarray(routing.weights)[:, :, None]
-        if self.xp is not np:
-            weights = weights.to(self.device)
         return (out[routing.inverse].reshape(tokens, top_k, -1) * weights).sum(1)
 
     def zeros(self, *shape: int) -> Any:
-        return np.zeros(shape, np.float32) if self.xp is np else self.xp.zeros(shape, device=self.device)
+        return self.xp.zeros(shape, dtype=self.xp.float32)
 
 
 def reference(x: np.ndarray, gate_up: gemmd.Quantized, down: gemmd.Quantized, routing: Routing) -> np.ndarray:
@@ -144,11 +137,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     xp: Any = np
-    device = "cpu"
     if arguments.torch:
         import torch
 
-        xp, device = torch, "cuda" if torch.cuda.is_available() else "cpu"
+        xp = torch
     rng = np.random.default_rng(arguments.seed)
     gate_up = random_weights(rng, arguments.experts, 2 * arguments.intermediate, arguments.hidden)
     down = random_weights(rng, arguments.experts, arguments.hidden, arguments.intermediate)
@@ -159,13 +151,13 @@ def main() -> int:
 
     failed = False
     with gemmd.connect(arguments.server, client_name="moe_layer") as client:
-        layer = MoeLayer(client, gate_up, down, xp, device)
-        values = x if xp is np else xp.from_numpy(x).to(device)
+        layer = MoeLayer(client, gate_up, down, xp)
+        values = x if xp is np else xp.from_numpy(x)
         for run in (layer.contiguous, layer.masked):
             begin = time.perf_counter()
             y = run(values, routing)
             seconds = time.perf_counter() - begin
-            error = np.linalg.norm(np.asarray(y if xp is np else y.cpu()) - expected) / np.linalg.norm(expected)
+            error = np.linalg.norm(np.asarray(y) - expected) / np.linalg.norm(expected)
             # `out` is rounded to bfloat16, and where a sum in another order rounds `hidden` to its neighbour, an
             # activation may become the neighbouring FP8 number.
             verdict = "ok" if error < 5e-3 else "WRONG"

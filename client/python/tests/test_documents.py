@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the READMEs show works as it stands, and so do the examples."""
 
+import os
 import pathlib
 import re
 import subprocess
@@ -44,3 +45,12 @@ def test_the_moe_layer_is_right(daemon, framework):
         stdout=subprocess.PIPE, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stdout
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["contiguous", "masked"]
+
+
+def test_the_moe_layer_on_a_gpu_says_what_it_needs():
+    example = PACKAGE / "examples" / "moe_torch.py"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        [sys.executable, example], stderr=subprocess.PIPE, text=True, timeout=120, check=False, env=environment)
+    assert result.returncode == 2
+    assert re.fullmatch(r"moe_torch: expected torch with CUDA, got .*\n", result.stderr)
