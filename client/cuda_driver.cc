@@ -21,50 +21,48 @@ void Find(void* library, const char* name, Function* function, absl::Status* sta
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<const CudaDriver>> CudaDriver::Load() {
-  void* const library = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
+  void* const library = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
   if (library == nullptr) {
     return absl::FailedPreconditionError(
         absl::StrCat("GPU memory needs a CUDA driver on this machine: ", kLibrary, " was not found"));
   }
-  const std::shared_ptr<CudaDriver> driver(new CudaDriver(library));
-  if (absl::Status status = driver->FindAll(); !status.ok()) return status;
+  const std::shared_ptr<CudaDriver> driver(new CudaDriver);
+  if (absl::Status status = driver->FindAll(library); !status.ok()) return status;
   const int result = driver->init(0);
   if (result == cuda::kSuccess) return driver;
   return absl::FailedPreconditionError(driver->StatusOf(result, "starting the CUDA driver").message());
 }
 
-CudaDriver::~CudaDriver() { dlclose(library_); }
-
-absl::Status CudaDriver::FindAll() {
+absl::Status CudaDriver::FindAll(void* library) {
   absl::Status status;
-  Find(library_, "cuInit", &init, &status);
-  Find(library_, "cuGetErrorName", &error_name, &status);
-  Find(library_, "cuDeviceGetCount", &device_count, &status);
-  Find(library_, "cuDeviceGet", &device_get, &status);
-  Find(library_, "cuDeviceGetUuid", &device_uuid, &status);
-  Find(library_, "cuDevicePrimaryCtxRetain", &primary_context_retain, &status);
-  Find(library_, "cuDevicePrimaryCtxRelease_v2", &primary_context_release, &status);
-  Find(library_, "cuCtxPushCurrent_v2", &context_push, &status);
-  Find(library_, "cuCtxPopCurrent_v2", &context_pop, &status);
-  Find(library_, "cuCtxSynchronize", &context_synchronize, &status);
-  Find(library_, "cuMemCreate", &memory_create, &status);
-  Find(library_, "cuMemRelease", &memory_release, &status);
-  Find(library_, "cuMemAddressReserve", &address_reserve, &status);
-  Find(library_, "cuMemAddressFree", &address_free, &status);
-  Find(library_, "cuMemMap", &map, &status);
-  Find(library_, "cuMemUnmap", &unmap, &status);
-  Find(library_, "cuMemSetAccess", &set_access, &status);
-  Find(library_, "cuMemExportToShareableHandle", &export_handle, &status);
-  Find(library_, "cuMemImportFromShareableHandle", &import_handle, &status);
-  Find(library_, "cuMemGetAllocationGranularity", &granularity, &status);
-  Find(library_, "cuMemAlloc_v2", &allocate, &status);
-  Find(library_, "cuMemFree_v2", &free, &status);
-  Find(library_, "cuIpcGetMemHandle", &ipc_handle, &status);
-  Find(library_, "cuMemGetAddressRange_v2", &address_range, &status);
-  Find(library_, "cuPointerGetAttribute", &pointer_attribute, &status);
-  Find(library_, "cuMemcpyHtoD_v2", &copy_to_gpu, &status);
-  Find(library_, "cuMemcpyDtoH_v2", &copy_to_host, &status);
-  Find(library_, "cuMemsetD8_v2", &set_bytes, &status);
+  Find(library, "cuInit", &init, &status);
+  Find(library, "cuGetErrorName", &error_name, &status);
+  Find(library, "cuDeviceGetCount", &device_count, &status);
+  Find(library, "cuDeviceGet", &device_get, &status);
+  Find(library, "cuDeviceGetUuid", &device_uuid, &status);
+  Find(library, "cuDevicePrimaryCtxRetain", &primary_context_retain, &status);
+  Find(library, "cuDevicePrimaryCtxRelease_v2", &primary_context_release, &status);
+  Find(library, "cuCtxPushCurrent_v2", &context_push, &status);
+  Find(library, "cuCtxPopCurrent_v2", &context_pop, &status);
+  Find(library, "cuCtxSynchronize", &context_synchronize, &status);
+  Find(library, "cuMemCreate", &memory_create, &status);
+  Find(library, "cuMemRelease", &memory_release, &status);
+  Find(library, "cuMemAddressReserve", &address_reserve, &status);
+  Find(library, "cuMemAddressFree", &address_free, &status);
+  Find(library, "cuMemMap", &map, &status);
+  Find(library, "cuMemUnmap", &unmap, &status);
+  Find(library, "cuMemSetAccess", &set_access, &status);
+  Find(library, "cuMemExportToShareableHandle", &export_handle, &status);
+  Find(library, "cuMemImportFromShareableHandle", &import_handle, &status);
+  Find(library, "cuMemGetAllocationGranularity", &granularity, &status);
+  Find(library, "cuMemAlloc_v2", &allocate, &status);
+  Find(library, "cuMemFree_v2", &free, &status);
+  Find(library, "cuIpcGetMemHandle", &ipc_handle, &status);
+  Find(library, "cuMemGetAddressRange_v2", &address_range, &status);
+  Find(library, "cuPointerGetAttribute", &pointer_attribute, &status);
+  Find(library, "cuMemcpyHtoD_v2", &copy_to_gpu, &status);
+  Find(library, "cuMemcpyDtoH_v2", &copy_to_host, &status);
+  Find(library, "cuMemsetD8_v2", &set_bytes, &status);
   return status;
 }
 

@@ -62,14 +62,13 @@ struct IpcHandle {  // CUipcMemHandle
 
 }  // namespace cuda
 
-// A table of functions; keeps libcuda loaded.
+// A table of functions. libcuda stays loaded: it has threads and contexts that outlive any user here.
 class CudaDriver {
  public:
   // Errors: FAILED_PRECONDITION (no driver, no GPU, or a driver without one of the functions).
   static absl::StatusOr<std::shared_ptr<const CudaDriver>> Load();
   CudaDriver(const CudaDriver&) = delete;
   CudaDriver& operator=(const CudaDriver&) = delete;
-  ~CudaDriver();
 
   // `what` and the name of the error. RESOURCE_EXHAUSTED: no memory; INVALID_ARGUMENT; INTERNAL: all others.
   absl::Status StatusOf(int result, absl::string_view what) const;
@@ -106,10 +105,8 @@ class CudaDriver {
   int (*set_bytes)(cuda::Address, unsigned char value, size_t byte_size) = nullptr;
 
  private:
-  explicit CudaDriver(void* library) : library_(library) {}
-  absl::Status FindAll();
-
-  void* const library_;
+  CudaDriver() = default;
+  absl::Status FindAll(void* library);
 };
 
 }  // namespace gemmd
