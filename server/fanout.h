@@ -39,14 +39,18 @@ class Fanout {
 
  private:
   void Finish(const absl::Status& status, const ControlReply& reply) {
+    absl::Status result;
+    ControlReply sum;
     {
       absl::MutexLock lock(&mutex_);
       if (status_.ok()) status_ = status;
       sum_.kernels_ready += reply.kernels_ready;
       sum_.kernels_compiled += reply.kernels_compiled;
       if (--waiting_ > 0) return;
+      result = status_;
+      sum = sum_;
     }
-    done_(status_, sum_);
+    done_(result, sum);
   }
 
   const Done done_;
