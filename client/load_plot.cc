@@ -109,8 +109,10 @@ std::string Mark(const Frame& frame, const LatencyHistogram& histogram, double p
   const double x = frame.X(-std::log10(1 - percentile));
   const auto nanos = static_cast<double>(std::max<uint64_t>(1, histogram.Quantile(percentile)));
   const double y = frame.Y(std::log10(nanos));
+  // Above the curve, which rises: far to the right it would run through a text that begins here.
+  const char* const anchor = x < frame.left + frame.width / 2 - 1 ? "text-anchor=\"start\"" : "text-anchor=\"end\"";
   return absl::StrCat(absl::StrFormat("<circle class=\"dot\" cx=\"%.1f\" cy=\"%.1f\" r=\"3.5\"/>\n", x, y),
-                      Text(x + 5, y + 16, absl::StrCat(name, " ", NanosText(nanos))));
+                      Text(x, y - 15, absl::StrCat(name, " ", NanosText(nanos)), anchor));
 }
 
 // Whole steps of 1, 2 and 5 times a power of ten, as far as they lie in [begin, end] (logarithms).
