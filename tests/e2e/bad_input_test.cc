@@ -222,31 +222,6 @@ TEST_F(BadInputTest, InlineBytesMustMatchTheShape) {
   EXPECT_THAT(std::string(status.message()), HasSubstr(absl::StrCat(kM * kK)));
 }
 
-TEST_F(BadInputTest, ARequestWhoseDeadlinePassesInTheQueueIsNotExecuted) {
-  // A product of 137 GFLOP in front of it keeps it waiting: about a second on two cores, 0.1 s on thirty.
-  if (daemon_->device() != "cpu") GTEST_SKIP() << "no single product keeps a GPU busy for so long";
-  constexpr int64_t kLong = 4096;
-  const auto big = client_->CreateHostRegion(2 * kLong * kLong * sizeof(uint16_t));
-  ASSERT_TRUE(big.ok()) << big.status();
-  const TensorView matrix = big->View(0, DType::kBf16, {kLong, kLong});
-  const TensorView product = big->View(kLong * kLong * sizeof(uint16_t), DType::kBf16, {kLong, kLong});
-  const std::unique_ptr<RunStream> stream = client_->OpenStream();
-  ASSERT_TRUE(stream
-                  ->Submit(ToRequest(DenseCall{.scaling = Scaling::kNone, .a = matrix, .b = matrix, .d = product}),
-                           [](const absl::StatusOr<v1::RunResponse>&) {})
-                  .ok());
-  ASSERT_TRUE(testing::WaitUntil(absl::Seconds(10), [&] {
-    const auto jobs = daemon_->Metric("gemmd_inflight_requests");
-    return jobs.ok() && *jobs > 0;
-  }));
-  const absl::Span<uint16_t> d = region_.Elements<uint16_t>(131072, kM * kN);
-  std::fill(d.begin(), d.end(), uint16_t{0x1234});
-  const auto response = client_->Dense(Legal(), {.timeout = absl::Milliseconds(20)});
-  EXPECT_TRUE(absl::IsDeadlineExceeded(response.status())) << response.status();
-  ASSERT_TRUE(stream->Close().ok());
-  EXPECT_THAT(d, ::testing::Each(0x1234));
-}
-
 TEST_F(BadInputTest, OverTcpMemoryOfThisMachineCannotBeNamed) {
   const auto remote = Client::Connect(daemon_->tcp_address());
   ASSERT_TRUE(remote.ok()) << remote.status();

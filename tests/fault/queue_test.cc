@@ -120,6 +120,18 @@ TEST_F(QueueTest, JobsOfOneUserAreBoundedOverItsSessions) {
   EXPECT_TRUE((*other)->Run(request()).ok());
 }
 
+TEST_F(QueueTest, ARequestWhoseDeadlinePassesInTheQueueIsNotExecuted) {
+  absl::BlockingCounter answered(1);
+  Send(&answered);
+  AwaitHeld();
+  const absl::Status status = client().Run(request(), {.timeout = absl::Milliseconds(20)}).status();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
+  Await(1, 0);
+  Release();
+  answered.Wait();
+  EXPECT_EQ(ExecutedJobs(), 1);
+}
+
 TEST_F(QueueTest, OnAStreamADeadlineEndsItsRequestAlone) {
   const std::unique_ptr<RunStream> stream = client().OpenStream();
   absl::BlockingCounter answered(2);
