@@ -163,19 +163,33 @@ absl::StatusOr<v1::RunResponse> Client::Run(const v1::RunRequest& request, CallO
   return response;
 }
 
+// gRPC's callback threads end with the last channel of the process, and one of them that frees that channel waits for
+// itself to end: a call frees its part of the channel while this one still has its own.
+Client::~Client() {
+  const absl::MutexLock lock(&mutex_);
+  mutex_.Await(absl::Condition(
+      +[](int64_t* pending) { return *pending == 0; }, &pending_calls_));
+}
+
 void Client::RunAsync(v1::RunRequest request, CallOptions options, RunCallback callback) {
+  {
+    const absl::MutexLock lock(&mutex_);
+    ++pending_calls_;
+  }
   auto* call = new PendingCall;  // Deleted in the completion below, which gRPC calls exactly once.
   call->request = std::move(request);
   call->callback = std::move(callback);
   if (options.priority != 0) call->request.set_priority(options.priority);
   Prepare(options, &call->context);
-  gemm_->async()->Run(&call->context, &call->request, &call->response, [call](const grpc::Status& status) {
-    const std::unique_ptr<PendingCall> owned(call);
+  gemm_->async()->Run(&call->context, &call->request, &call->response, [this, call](const grpc::Status& status) {
     if (status.ok()) {
-      owned->callback(std::move(owned->response));
+      call->callback(std::move(call->response));
     } else {
-      owned->callback(FromGrpc(status));
+      call->callback(FromGrpc(status));
     }
+    delete call;
+    const absl::MutexLock lock(&mutex_);
+    --pending_calls_;
   });
 }
 

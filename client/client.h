@@ -21,9 +21,11 @@
 #include "proto/job.h"
 #include "proto/trace_context.h"
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include <grpcpp/channel.h>
@@ -98,6 +100,8 @@ class Client {
 
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;
+  // Waits for the callbacks of asynchronous calls, so it may not be called by one.
+  ~Client();
 
   // One operation: waits until the result is in place. Inline results are in the response's `d` and `sf`.
   absl::StatusOr<v1::RunResponse> Dense(const DenseCall& call, CallOptions options = {});
@@ -173,6 +177,8 @@ class Client {
   const std::unique_ptr<v1::Gemm::Stub> gemm_;
   const std::unique_ptr<v1::Tensors::Stub> tensors_;
   const std::unique_ptr<v1::Admin::Stub> admin_;
+  absl::Mutex mutex_;
+  int64_t pending_calls_ ABSL_GUARDED_BY(mutex_) = 0;  // Asynchronous ones that hold the channel.
 };
 
 // A channel with this library's settings, for programs that talk to other services of the daemon (health).
