@@ -3,8 +3,6 @@
 #include "server/fanout.h"
 #include "server/process_worker_pool.h"
 
-#include "absl/strings/str_cat.h"
-
 #include <utility>
 
 namespace gemmd {
