@@ -140,9 +140,9 @@ void TensorCreation::Reserve(const TensorWish& wish, const absl::StatusOr<Conten
   if (!plan.ok()) return Finish(plan.status());
   plan_ = *std::move(plan);
   makers_.tensors.Reserve(call_.session, plan_.tensor, worker_,
-                          [self = shared_from_this()](const absl::StatusOr<TensorView>& view) {
+                          [self = shared_from_this()](absl::StatusOr<TensorView> view) {
                             if (!view.ok()) return self->Finish(view.status());
-                            self->tensor_ = *view;
+                            self->tensor_ = *std::move(view);
                             self->ReserveScales();
                           });
 }
@@ -150,9 +150,9 @@ void TensorCreation::Reserve(const TensorWish& wish, const absl::StatusOr<Conten
 void TensorCreation::ReserveScales() {
   if (!plan_.scales.has_value()) return Bring(FirstChunk(plan_));
   makers_.tensors.Reserve(call_.session, *plan_.scales, tensor_.worker,
-                          [self = shared_from_this()](const absl::StatusOr<TensorView>& view) {
+                          [self = shared_from_this()](absl::StatusOr<TensorView> view) {
                             if (!view.ok()) return self->Finish(WithField("scale factors", view.status()));
-                            self->scales_ = *view;
+                            self->scales_ = *std::move(view);
                             self->Bring(FirstChunk(self->plan_));
                           });
 }

@@ -114,11 +114,12 @@ TensorRegistry::TensorRegistry(const Quotas& quotas, WorkerPool& pool)
 
 void TensorRegistry::CreateTensor(const std::shared_ptr<Session>& session, TensorSpec spec, CreateCallback done) {
   Reserve(session, std::move(spec), kAnyWorker,
-          [weak = weak_from_this(), done = std::move(done)](const absl::StatusOr<TensorView>& view) {
+          [weak = weak_from_this(), done = std::move(done)](absl::StatusOr<TensorView> view) {
             if (!view.ok()) {
               done(view.status());
               return;
             }
+            view->pin.reset();  // Nobody uses the tensor when the answer is there.
             const auto self = weak.lock();
             done(self != nullptr ? self->Publish(view->region_id, 0) : absl::UnavailableError("shutting down"));
           });

@@ -58,6 +58,19 @@ TEST_F(TensorRegistryTest, CreatedTensorIsFoundWithItsShape) {
   EXPECT_EQ(view->worker, 0);
 }
 
+TEST_F(TensorRegistryTest, NobodyUsesATensorWhoseCreationIsAnswered) {
+  std::vector<TensorSnapshot> tensors;
+  absl::Notification answered;
+  tensors_.CreateTensor(alice_, {DType::kU8, {16}, "", false}, [&](const absl::StatusOr<TensorRecord>& record) {
+    EXPECT_TRUE(record.ok()) << record.status();
+    tensors = tensors_.Snapshot(10);
+    answered.Notify();
+  });
+  answered.WaitForNotification();
+  ASSERT_EQ(tensors.size(), 1u);
+  EXPECT_EQ(tensors[0].pins, 0);
+}
+
 TEST_F(TensorRegistryTest, PrivateForeignAndUnknownGetTheSameRefusal) {
   const auto record = Create(alice_, {DType::kU8, {16}, "mine", false});
   const absl::Status foreign = tensors_.Find(*alice2_, record->id).status();
