@@ -183,7 +183,8 @@ def _quantize_torch(x: Any, rows: int) -> tuple[Array, Array]:
     padding = (0, blocks[1] * SCALE_BLOCK - k, 0, blocks[0] * rows - m)
     padded = torch.nn.functional.pad(x.detach().float(), padding).view(blocks[0], rows, blocks[1], SCALE_BLOCK)
     magnitude = torch.where(padded.isnan(), torch.zeros_like(padded), padded.abs())
-    scales = magnitude.amax(dim=(1, 3)) / float(_E4M3_MAX)
+    # By a tensor: on a GPU torch divides by a number by multiplying with its inverse, which rounds otherwise.
+    scales = magnitude.amax(dim=(1, 3)) / magnitude.new_full((), float(_E4M3_MAX))
     scales = torch.where(scales == 0, torch.ones_like(scales), scales)
     data = (padded / scales[:, None, :, None]).view(blocks[0] * rows, blocks[1] * SCALE_BLOCK)[:m, :k]
     return data.to(torch.float8_e4m3fn).contiguous(), scales
