@@ -57,10 +57,11 @@ class GpuFaultTest : public ::testing::Test {
 const ProblemSpec kDecode{.op = Op::kDense, .m = 64, .n = 2112, .k = 7168};
 
 TEST_F(GpuFaultTest, AnIllegalAccessCostsOneBatchAndTwoSeconds) {
-  const FaultyWorker faulty;
-  Fixture fixture = Start(faulty);
   for (const Transport transport :
        {Transport::kTensor, Transport::kHost, Transport::kPool, Transport::kDevice, Transport::kDeviceIpc}) {
+    // A daemon each: a worker that dies five times in a minute stays down.
+    const FaultyWorker faulty;
+    Fixture fixture = Start(faulty);
     const auto problem = MakeProblem(fixture.client.get(), kDecode, transport);
     faulty.Inject("illegal_access");
     const auto failed = fixture.client->Run(problem->request());
