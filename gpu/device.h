@@ -73,6 +73,7 @@ struct BatchResult {
   uint64_t launched_ns = 0;  // CLOCK_MONOTONIC.
   uint64_t finished_ns = 0;
 };
+// Gets the batch back; where only the device knew how many rows masked groups have, `segments` now say so.
 using BatchDone = std::function<void(Batch, BatchResult)>;
 
 // What a test can make happen to the next batch.

@@ -106,18 +106,18 @@ bool AllStillThere(const Batch& batch) {
 
 }  // namespace
 
-std::vector<absl::Status> BatchLauncher::Launch(const Batch& batch, cudaStream_t stream) {
+std::vector<absl::Status> BatchLauncher::Launch(const Batch& batch, cudaStream_t stream, CountedRows& counted) {
   if (batch.jobs.size() > 1 && CanShareLaunch(batch) && AllStillThere(batch)) {
     const PackedRows packed(batch);
     if (PackingSaves(batch, packed))
       return std::vector<absl::Status>(batch.jobs.size(), LaunchTogether(batch, packed, stream));
   }
   std::vector<absl::Status> statuses;
-  for (const Job& job : batch.jobs) statuses.push_back(LaunchJob(job.gemm, stream));
+  for (const Job& job : batch.jobs) statuses.push_back(LaunchJob(job.gemm, stream, counted));
   return statuses;
 }
 
-absl::Status BatchLauncher::LaunchJob(const Gemm& gemm, cudaStream_t stream) {
+absl::Status BatchLauncher::LaunchJob(const Gemm& gemm, cudaStream_t stream, CountedRows& counted) {
   switch (gemm.op) {
     case Op::kCopy:
       return Copy(gemm, stream);
@@ -130,7 +130,7 @@ absl::Status BatchLauncher::LaunchJob(const Gemm& gemm, cudaStream_t stream) {
     case Op::kDense:
     case Op::kMGroupedContiguous:
     case Op::kMGroupedMasked:
-      return Multiply(gemm, stream);
+      return Multiply(gemm, stream, counted);
     case Op::kNone:
     case Op::kCancel:
       break;
@@ -226,7 +226,7 @@ absl::Status BatchLauncher::QuantizeRows(Staging& staging, cudaStream_t stream, 
   return absl::OkStatus();
 }
 
-absl::Status BatchLauncher::Multiply(const Gemm& gemm, cudaStream_t stream) {
+absl::Status BatchLauncher::Multiply(const Gemm& gemm, cudaStream_t stream, CountedRows& counted) {
   Staging staging(stream, empty_);
   GemmCall call;
   call.scaling = ScalingOf(gemm);
@@ -235,7 +235,7 @@ absl::Status BatchLauncher::Multiply(const Gemm& gemm, cudaStream_t stream) {
   call.clip_rows = gemm.op != Op::kDense;
   if (call.segments.empty() || gemm.n == 0) return absl::OkStatus();
   if (gemm.masked_on_device) {
-    if (absl::Status status = CountRows(gemm, staging, stream, &call); !status.ok()) return status;
+    if (absl::Status status = CountRows(gemm, staging, stream, counted, &call); !status.ok()) return status;
   }
   absl::StatusOr<GpuWindow> a = InputOf(staging, gemm, OperandIndex::kA);
   if (!a.ok()) return a.status();
@@ -258,7 +258,8 @@ absl::Status BatchLauncher::Multiply(const Gemm& gemm, cudaStream_t stream) {
     if (!status.ok()) return status;
   }
   const Operand& output = gemm.operand(OperandIndex::kD);
-  absl::StatusOr<GpuWindow> d = gemm.accumulate ? staging.Input(output) : staging.Output(output);
+  // Where rows are clipped on the GPU, all rows come back.
+  absl::StatusOr<GpuWindow> d = staging.Result(output, gemm.accumulate || gemm.masked_on_device);
   if (!d.ok()) return d.status();
   call.a = MatrixOf(*a);
   call.b = MatrixOf(*b);
@@ -267,13 +268,16 @@ absl::Status BatchLauncher::Multiply(const Gemm& gemm, cudaStream_t stream) {
   return ReturnRows(staging, *d, output, call.segments);
 }
 
-absl::Status BatchLauncher::CountRows(const Gemm& gemm, Staging& staging, cudaStream_t stream, GemmCall* call) {
+absl::Status BatchLauncher::CountRows(const Gemm& gemm, Staging& staging, cudaStream_t stream, CountedRows& counted,
+                                      GemmCall* call) {
   absl::StatusOr<char*> rows = staging.Allocate(gemm.groups * static_cast<int64_t>(sizeof(int)));
   if (!rows.ok()) return rows.status();
+  absl::StatusOr<int*> host_rows = counted.Add(&gemm, gemm.groups);
+  if (!host_rows.ok()) return host_rows.status();
   int* group_rows = reinterpret_cast<int*>(*rows);
   call->group_rows = group_rows;
   return launcher_.LaunchClampRows({AddressOf(gemm.operand(OperandIndex::kGroups)), group_rows,
-                                    static_cast<int>(gemm.groups), static_cast<int>(gemm.m)},
+                                    static_cast<int>(gemm.groups), static_cast<int>(gemm.m), *host_rows},
                                    stream);
 }
 
@@ -299,7 +303,7 @@ absl::Status BatchLauncher::MultiplyDepth(const Gemm& gemm, cudaStream_t stream)
     status.Update(CheckScales(call.sfb));
     if (!status.ok()) return status;
   }
-  absl::StatusOr<GpuWindow> d = gemm.accumulate ? staging.Input(output) : staging.Output(output);
+  absl::StatusOr<GpuWindow> d = staging.Result(output, gemm.accumulate);
   if (!d.ok()) return d.status();
   call.d = MatrixOf(*d);
   const int64_t element = a->element_bytes;

@@ -4,6 +4,7 @@
 #ifndef GEMMD_GPU_CUDA_BATCH_LAUNCHER_H_
 #define GEMMD_GPU_CUDA_BATCH_LAUNCHER_H_
 
+#include "gpu/cuda/counted_rows.h"
 #include "gpu/cuda/gemm_call.h"
 #include "gpu/cuda/gemm_launcher.h"
 #include "gpu/cuda/packed_rows.h"
@@ -23,23 +24,24 @@ class BatchLauncher {
   // `empty`: 256 bytes of GPU memory that stand for operands without elements.
   BatchLauncher(GemmLauncher& launcher, void* empty) : launcher_(launcher), empty_(empty) {}
 
-  // One status for each job. Work that failed to start leaves the outputs as they were, or partly written.
-  std::vector<absl::Status> Launch(const Batch& batch, cudaStream_t stream);
+  // One status for each job. Work that failed to start leaves the outputs as they were, or partly written. `counted`
+  // gets the rows that only the GPU knows.
+  std::vector<absl::Status> Launch(const Batch& batch, cudaStream_t stream, CountedRows& counted);
 
  private:
-  absl::Status LaunchJob(const Gemm& gemm, cudaStream_t stream);
+  absl::Status LaunchJob(const Gemm& gemm, cudaStream_t stream, CountedRows& counted);
   absl::Status LaunchTogether(const Batch& batch, const PackedRows& packed, cudaStream_t stream);
   absl::Status Copy(const Gemm& gemm, cudaStream_t stream);
   absl::Status Quantize(const Gemm& gemm, cudaStream_t stream);
   absl::Status Transpose(const Gemm& gemm, cudaStream_t stream);
-  absl::Status Multiply(const Gemm& gemm, cudaStream_t stream);
+  absl::Status Multiply(const Gemm& gemm, cudaStream_t stream, CountedRows& counted);
   absl::Status MultiplyDepth(const Gemm& gemm, cudaStream_t stream);
 
   // A or SFA on the GPU, or what is multiplied of it.
   static absl::StatusOr<GpuWindow> InputOf(Staging& staging, const Gemm& gemm, OperandIndex index);
 
   // Has the GPU count the rows in use of each group.
-  absl::Status CountRows(const Gemm& gemm, Staging& staging, cudaStream_t stream, GemmCall* call);
+  absl::Status CountRows(const Gemm& gemm, Staging& staging, cudaStream_t stream, CountedRows& counted, GemmCall* call);
 
   // A or SFA of all jobs as one matrix on the GPU; and D from such a matrix to where the jobs want it.
   absl::StatusOr<GpuWindow> Gather(Staging& staging, cudaStream_t stream, const Batch& batch, const PackedRows& packed,

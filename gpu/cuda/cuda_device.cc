@@ -251,8 +251,8 @@ absl::StatusOr<PrepareResult> CudaDevice::Prepare(const PrepareShape& shape) {
                     : shape.op == Op::kKGrouped ? Grouping::kDepth
                                                 : Grouping::kRows;
     gemm.n = shape.n;
-    gemm.k = shape.k;
     const int64_t groups = std::max<int64_t>(shape.op == Op::kDense ? 1 : shape.groups, 1);
+    gemm.k = shape.op == Op::kKGrouped ? (shape.k + groups - 1) / groups : shape.k;
     // m rows in all are spread over the groups of a contiguous product; the others have m each.
     const int64_t rows = shape.op == Op::kMGroupedContiguous ? std::max<int64_t>(m / groups, 1) : m;
     gemm.rows.assign(static_cast<size_t>(groups), rows);
@@ -288,7 +288,7 @@ void CudaDevice::Submit(Batch batch, BatchDone done) {
   result.launched_ns = NowNanos();
   if (next_fault_) LaunchFault(*std::exchange(next_fault_, std::nullopt), lane->stream).IgnoreError();
   absl::Status counted;  // Jobs that shared a launch share its error.
-  for (const absl::Status& status : batches_->Launch(batch, lane->stream)) {
+  for (const absl::Status& status : batches_->Launch(batch, lane->stream, lane->counted)) {
     if (status != counted) CountError(status);
     counted = status;
     if (absl::IsDataLoss(status)) NoteLoss(status);
@@ -321,6 +321,7 @@ void CudaDevice::RunLane(Lane* lane) {
     }
     result.finished_ns = NowNanos();
     Batch batch = std::move(lane->batch);
+    lane->counted.ApplyTo(batch, error == cudaSuccess);
     BatchDone done = std::move(lane->done);
     {
       // Before `done`, which may submit the next batch.

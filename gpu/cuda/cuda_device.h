@@ -73,6 +73,7 @@ class CudaDevice : public Device {
     Batch batch;
     BatchDone done;
     BatchResult result;
+    CountedRows counted;
     std::thread thread;
   };
 

@@ -26,7 +26,8 @@ struct MatrixView {
 using SegmentList = absl::InlinedVector<Segment, 1>;  // Dense products have one.
 
 // D = A * B^T (+ D). A: [batches, M, K], B: [groups, N, K], D: [batches, M, N]. Every segment multiplies its rows of
-// A[batch] with B[group] into the same rows of D[batch].
+// A[batch] with B[group] into the same rows of D[batch]. TMA moves 16 bytes at least: rows of D are written to the next
+// multiple of 16 bytes.
 struct GemmCall {
   KernelScaling scaling = KernelScaling::kRowBlock;
   KernelOutput output = KernelOutput::kBf16;

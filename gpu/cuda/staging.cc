@@ -130,6 +130,10 @@ absl::StatusOr<GpuWindow> Staging::Output(const Operand& operand) {
   if (MemoryOf(operand).on_device()) {
     return GpuWindow{AddressOf(operand), operand.rank, ByteSize(operand.dtype), operand.shape, operand.strides};
   }
+  return Room(operand);
+}
+
+absl::StatusOr<GpuWindow> Staging::Room(const Operand& operand) {
   GpuWindow window = LayOut(operand, nullptr, SpanOf(operand) == CountOf(operand));
   const Dimensions dimensions = DimensionsOf(operand);
   const int outer = dimensions.matrix >= 0 ? dimensions.matrix : dimensions.row;
@@ -143,6 +147,17 @@ absl::StatusOr<GpuWindow> Staging::Output(const Operand& operand) {
 absl::StatusOr<GpuWindow> Staging::Input(const Operand& operand) {
   if (MemoryOf(operand).on_device() || IsEmpty(operand)) return Output(operand);
   if (absl::Status status = MemoryOf(operand).CheckStillThere(); !status.ok()) return status;
+  return Copied(operand);
+}
+
+absl::StatusOr<GpuWindow> Staging::Result(const Operand& operand, bool with_contents) {
+  const int64_t row_bytes = operand.shape[static_cast<size_t>(operand.rank - 1)] * ByteSize(operand.dtype);
+  if (!MemoryOf(operand).on_device() || IsEmpty(operand) || row_bytes % kPitchBytes == 0)
+    return with_contents ? Input(operand) : Output(operand);
+  return with_contents ? Copied(operand) : Room(operand);
+}
+
+absl::StatusOr<GpuWindow> Staging::Copied(const Operand& operand) {
   const int64_t element = ByteSize(operand.dtype);
   const int64_t span = SpanOf(operand);
   const char* from = AddressOf(operand);
@@ -182,7 +197,7 @@ absl::StatusOr<GpuWindow> Staging::InputRows(const Operand& operand, absl::Span<
   for (const RowSegment& segment : rows) {
     if (!window.ok()) break;
     const absl::Status status =
-        CopyPart(Direction::kToGpu, *window, operand, segment.group, segment.begin, segment.end);
+        CopyPart(Direction::kToWindow, *window, operand, segment.group, segment.begin, segment.end);
     if (!status.ok()) window = status;
   }
   return window;
@@ -190,12 +205,12 @@ absl::StatusOr<GpuWindow> Staging::InputRows(const Operand& operand, absl::Span<
 
 absl::Status Staging::Return(const GpuWindow& window, const Operand& operand, int64_t batch, int64_t begin,
                              int64_t end) {
-  return CopyPart(Direction::kToHost, window, operand, batch, begin, end);
+  return CopyPart(Direction::kToOperand, window, operand, batch, begin, end);
 }
 
 absl::Status Staging::CopyPart(Direction direction, const GpuWindow& window, const Operand& operand, int64_t batch,
                                int64_t begin, int64_t end) {
-  if (MemoryOf(operand).on_device() || IsEmpty(operand) || begin == end) return absl::OkStatus();
+  if (window.data == AddressOf(operand) || IsEmpty(operand) || begin == end) return absl::OkStatus();
   const int64_t element = window.element_bytes;
   const Dimensions dimensions = DimensionsOf(operand);
   // Rows count along the last dimension but one, whether that is the inner one (M-major) or not.
@@ -206,13 +221,13 @@ absl::Status Staging::CopyPart(Direction direction, const GpuWindow& window, con
   };
   const int64_t columns = rows_inside ? end - begin : At(operand.shape, dimensions.column, 1);
   const int64_t rows = rows_inside ? At(operand.shape, dimensions.row, 1) : end - begin;
-  char* host = AddressOf(operand) + offset(operand.strides);
-  char* gpu = window.data + offset(window.strides);
-  const int64_t host_pitch = At(operand.strides, dimensions.row, columns) * element;
-  const int64_t gpu_pitch = At(window.strides, dimensions.row, columns) * element;
-  if (direction == Direction::kToGpu)
-    return CopyRows(gpu, gpu_pitch, host, host_pitch, columns * element, rows, stream_);
-  return CopyRows(host, host_pitch, gpu, gpu_pitch, columns * element, rows, stream_);
+  char* there = AddressOf(operand) + offset(operand.strides);
+  char* here = window.data + offset(window.strides);
+  const int64_t there_pitch = At(operand.strides, dimensions.row, columns) * element;
+  const int64_t here_pitch = At(window.strides, dimensions.row, columns) * element;
+  if (direction == Direction::kToWindow)
+    return CopyRows(here, here_pitch, there, there_pitch, columns * element, rows, stream_);
+  return CopyRows(there, there_pitch, here, here_pitch, columns * element, rows, stream_);
 }
 
 }  // namespace gemmd

@@ -53,13 +53,20 @@ class Staging {
   // The operand on the GPU, without its contents. What was written must be brought back with Return.
   absl::StatusOr<GpuWindow> Output(const Operand& operand);
 
+  // The result of a product, with or without its contents: TMA writes the last 16 bytes of a row whole, so a D in GPU
+  // memory whose rows end elsewhere is written beside and brought back too.
+  absl::StatusOr<GpuWindow> Result(const Operand& operand, bool with_contents);
+
   // Copies rows [begin, end) of matrix `batch` of the window to the operand, if they are not there already. Matrices of
   // rank 2 have batch 0.
   absl::Status Return(const GpuWindow& window, const Operand& operand, int64_t batch, int64_t begin, int64_t end);
 
  private:
-  enum class Direction { kToGpu, kToHost };
+  enum class Direction { kToWindow, kToOperand };
 
+  // Copies on the GPU, even of operands that already are there.
+  absl::StatusOr<GpuWindow> Room(const Operand& operand);
+  absl::StatusOr<GpuWindow> Copied(const Operand& operand);
   absl::Status CopyPart(Direction direction, const GpuWindow& window, const Operand& operand, int64_t batch,
                         int64_t begin, int64_t end);
 

@@ -152,12 +152,13 @@ struct GemmArgs {
 };
 
 // Arguments of the kernel that makes group_rows: values from others, each brought into [0, most]. They are read once, so
-// that whoever writes to them meanwhile cannot make a GEMM's warps disagree.
+// that whoever writes to them meanwhile cannot make a GEMM's warps disagree. `host_rows`, if there is such, gets the same for the host.
 struct ClampRowsArgs {
   const void* values;
   int* rows;
   int groups;
   int most;
+  int* host_rows = nullptr;
 };
 
 // rows x columns pieces of a kernel's unit; strides in bytes.

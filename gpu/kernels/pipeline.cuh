@@ -5,7 +5,6 @@
 
 namespace gemmd {
 
-using uint16 = unsigned short;
 using uint32 = unsigned int;
 using uint64 = unsigned long long;
 

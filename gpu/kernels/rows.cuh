@@ -13,7 +13,9 @@ __global__ void ClampRows(const __grid_constant__ ClampRowsArgs args) {
   const int group = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (group >= args.groups) return;
   const Value rows = static_cast<const Value*>(args.values)[group];
-  args.rows[group] = rows < 0 ? 0 : rows < args.most ? static_cast<int>(rows) : args.most;
+  const int clamped = rows < 0 ? 0 : rows < args.most ? static_cast<int>(rows) : args.most;
+  args.rows[group] = clamped;
+  if (args.host_rows != nullptr) args.host_rows[group] = clamped;
 }
 
 // Grid: (moves, blocks for each).

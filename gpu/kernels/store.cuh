@@ -148,30 +148,11 @@ class TileStore {
     for (int chunk = thread_; chunk < rows * kChunksPerRow; chunk += kWarpgroupThreads) {
       const int r = chunk / kChunksPerRow;
       const int c = column + chunk % kChunksPerRow * kChunkColumns;
-      if (c >= args_.n) continue;
+      if (c >= args_.n) continue;  // A row's last chunk is written whole, as TMA does (gemm_call.h).
       char* d = static_cast<char*>(args_.d.data) +
                 (tile.batch * args_.d.batch_stride + (row + r) * args_.d.row_stride + c) * T.output_bytes();
       const uint32 offset = static_cast<uint32>(r * kRowOfBox + chunk % kChunksPerRow * 16);
-      const uint4 values = LoadShared16(buffer + Swizzle<kRowOfBox>(offset));
-      if (c + kChunkColumns <= args_.n) {
-        *reinterpret_cast<uint4*>(d) = values;
-      } else {
-        CopyColumns(d, values, args_.n - c);
-      }
-    }
-  }
-
-  // The last columns of a row, without what lies between rows: rows begin at multiples of 16 bytes but need not end there.
-  __device__ __forceinline__ void CopyColumns(char* d, const uint4& values, int columns) const {
-    const uint32 words[4] = {values.x, values.y, values.z, values.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if constexpr (T.output_bytes() == 4) {
-        if (i < columns) reinterpret_cast<uint32*>(d)[i] = words[i];
-      } else {
-        if (2 * i < columns) reinterpret_cast<uint16*>(d)[2 * i] = static_cast<uint16>(words[i]);
-        if (2 * i + 1 < columns) reinterpret_cast<uint16*>(d)[2 * i + 1] = static_cast<uint16>(words[i] >> 16);
-      }
+      *reinterpret_cast<uint4*>(d) = LoadShared16(buffer + Swizzle<kRowOfBox>(offset));
     }
   }
 

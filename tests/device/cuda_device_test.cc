@@ -127,41 +127,140 @@ TEST_F(CudaDeviceTest, JobsOnOneResidentBShareALaunchAndEachGetsItsOwnRows) {
   }
 }
 
-TEST_F(CudaDeviceTest, WhatLiesBetweenTheRowsOfAGroupedResultIsLeftAlone) {
-  // Rows of 10 bytes, 16 bytes apart; groups end inside of tiles.
-  constexpr int64_t kRows = 133, kN = 5, kPitch = 8, kK = 128, kGroups = 3;
-  const uint16_t one = FloatToBf16(1.0f), before = 0xeeee;
-  uint16_t* unused = nullptr;
-  Job job = Bf16Product(HostMatrix<uint16_t>(DType::kBf16, kRows, kK, one, &unused),
-                        HostMatrix<uint16_t>(DType::kBf16, kGroups * kN, kK, one, &unused), {});
-  job.gemm.op = Op::kMGroupedContiguous;
-  job.gemm.n = kN;
-  job.gemm.groups = kGroups;
-  job.gemm.segments = {{0, 0, 3}, {1, 3, 70}, {2, 70, kRows}};
-  Operand& b = job.gemm.operand(OperandIndex::kB);
-  b.rank = 3;
-  b.shape = {kGroups, kN, kK};
-  b.strides = {kN * kK, kK, 1};
-  constexpr int64_t kBytes = kRows * kPitch * 2;
-  const absl::StatusOr<Allocation> allocation = device_->Allocate(kBytes);
-  ASSERT_TRUE(allocation.ok()) << allocation.status();
-  const Operand pattern = HostMatrix<uint16_t>(DType::kBf16, kRows, kPitch, before, &unused);
-  Batch batch;
-  batch.jobs.push_back(CopyBytes(pattern, Window(allocation->memory, DType::kU8, 1, kBytes), kBytes));
-  ASSERT_EQ(Run(std::move(batch))[0].rule, Rule::kNone);
-  Operand& d = job.gemm.operand(OperandIndex::kD);
-  d = Window(allocation->memory, DType::kBf16, kRows, kN);
-  d.strides = {kPitch, 1};
-  Batch product;
-  product.jobs.push_back(std::move(job));
-  ASSERT_EQ(Run(std::move(product))[0].rule, Rule::kNone);
-  std::vector<uint16_t> result(kRows * kPitch);
-  ASSERT_TRUE(allocation->memory->ReadBytes(0, kBytes, result.data()).ok());
-  for (int64_t at = 0; at < kRows * kPitch; ++at) {
-    const uint16_t expected = at % kPitch < kN ? FloatToBf16(static_cast<float>(kK)) : before;
-    ASSERT_EQ(result[static_cast<size_t>(at)], expected) << "row " << at / kPitch << ", column " << at % kPitch;
+// Rows of D in GPU memory that do not end at 16 bytes, which is what TMA writes at least; rows of A and B that do not
+// either, with something beside them that must not be multiplied.
+class RaggedRowsTest : public CudaDeviceTest, public ::testing::WithParamInterface<bool> {
+ protected:
+  static constexpr int64_t kRows = 133, kN = 5, kPitch = 8, kK = 133, kKPitch = 136;
+
+  template <typename T>
+  Operand GpuMatrix(DType dtype, int64_t rows, int64_t columns, T value) {
+    T* unused = nullptr;
+    const Operand host = HostMatrix<T>(dtype, rows, columns, value, &unused);
+    const auto bytes = static_cast<int64_t>(static_cast<size_t>(rows * columns) * sizeof(T));
+    auto allocation = device_->Allocate(static_cast<uint64_t>(bytes));
+    EXPECT_TRUE(allocation.ok()) << allocation.status();
+    Batch batch;
+    batch.jobs.push_back(CopyBytes(host, Window(allocation->memory, DType::kU8, 1, bytes), bytes));
+    EXPECT_EQ(Run(std::move(batch))[0].rule, Rule::kNone);
+    return Window(allocation->memory, dtype, rows, columns);
   }
+
+  // [rows, kK] of ones, 1000 in the rest of each row.
+  Operand Ones(int64_t rows) {
+    uint16_t* data = nullptr;
+    Operand host = HostMatrix<uint16_t>(DType::kBf16, rows, kKPitch, FloatToBf16(1000.0f), &data);
+    for (int64_t row = 0; row < rows; ++row) std::fill_n(data + row * kKPitch, kK, FloatToBf16(1.0f));
+    if (GetParam()) {
+      const Operand gpu = GpuMatrix<uint16_t>(DType::kBf16, rows, kKPitch, 0);
+      Batch batch;
+      batch.jobs.push_back(CopyBytes(host, gpu, rows * kKPitch * 2));
+      EXPECT_EQ(Run(std::move(batch))[0].rule, Rule::kNone);
+      host.memory = gpu.memory;
+    }
+    host.shape[1] = kK;
+    return host;
+  }
+
+  // The product of `groups` matrices of kN rows each; D is to be filled in.
+  Job Product(Op op, int64_t groups) {
+    Job job = Bf16Product(Ones(kRows), Ones(groups * kN), {});
+    job.gemm.op = op;
+    job.gemm.n = kN;
+    job.gemm.groups = groups;
+    Operand& b = job.gemm.operand(OperandIndex::kB);
+    if (op != Op::kDense) {
+      b.rank = 3;
+      b.shape = {groups, kN, kK};
+      b.strides = {kN * kKPitch, kKPitch, 1};
+    }
+    return job;
+  }
+
+  template <typename T>
+  std::vector<T> Read(const Operand& operand, int64_t count) {
+    std::vector<T> values(static_cast<size_t>(count));
+    EXPECT_TRUE(operand.memory->ReadBytes(0, values.size() * sizeof(T), values.data()).ok());
+    return values;
+  }
+
+  template <typename T>
+  static void Expect(const std::vector<T>& d, int64_t row_begin, int64_t row_end, T inside, T outside) {
+    for (int64_t at = 0; at < static_cast<int64_t>(d.size()); ++at) {
+      const int64_t row = at / kPitch;
+      const bool computed = at % kPitch < kN && row >= row_begin && row < row_end;
+      ASSERT_EQ(d[static_cast<size_t>(at)], computed ? inside : outside) << "row " << row << ", column " << at % kPitch;
+    }
+  }
+};
+
+TEST_P(RaggedRowsTest, OfADenseResultKeepWhatLiesBetweenThem) {
+  Operand d = GpuMatrix<uint16_t>(DType::kBf16, kRows, kPitch, 0xeeee);
+  d.shape[1] = kN;
+  Batch batch;
+  batch.jobs.push_back(Product(Op::kDense, 1));
+  batch.jobs[0].gemm.operand(OperandIndex::kD) = d;
+  ASSERT_EQ(Run(std::move(batch))[0].rule, Rule::kNone);
+  Expect<uint16_t>(Read<uint16_t>(d, kRows * kPitch), 0, kRows, FloatToBf16(kK), 0xeeee);
 }
+
+TEST_P(RaggedRowsTest, OfASumKeepWhatLiesBetweenThem) {
+  Operand d = GpuMatrix<float>(DType::kF32, kRows, kPitch, 0.5f);
+  d.shape[1] = kN;
+  Batch batch;
+  batch.jobs.push_back(Product(Op::kDense, 1));
+  batch.jobs[0].gemm.accumulate = true;
+  batch.jobs[0].gemm.operand(OperandIndex::kD) = d;
+  ASSERT_EQ(Run(std::move(batch))[0].rule, Rule::kNone);
+  Expect<float>(Read<float>(d, kRows * kPitch), 0, kRows, kK + 0.5f, 0.5f);
+}
+
+TEST_P(RaggedRowsTest, OfAGroupedResultKeepWhatLiesBetweenThem) {
+  Operand d = GpuMatrix<uint16_t>(DType::kBf16, kRows, kPitch, 0xeeee);
+  d.shape[1] = kN;
+  Batch batch;
+  batch.jobs.push_back(Product(Op::kMGroupedContiguous, 3));
+  batch.jobs[0].gemm.segments = {{0, 1, 3}, {1, 3, 70}, {2, 70, kRows - 2}};  // Groups end inside of tiles.
+  batch.jobs[0].gemm.operand(OperandIndex::kD) = d;
+  ASSERT_EQ(Run(std::move(batch))[0].rule, Rule::kNone);
+  Expect<uint16_t>(Read<uint16_t>(d, kRows * kPitch), 1, kRows - 2, FloatToBf16(kK), 0xeeee);
+}
+
+TEST_P(RaggedRowsTest, OfAMaskedResultKeepWhatLiesBetweenThem) {
+  if (!GetParam()) GTEST_SKIP() << "masked_m stays on the GPU only beside operands that are there";
+  Operand d = GpuMatrix<uint16_t>(DType::kBf16, kRows, kPitch, 0xeeee);
+  d.rank = 3;
+  d.shape = {1, kRows, kN};
+  d.strides = {kRows * kPitch, kPitch, 1};
+  Operand masked_m = GpuMatrix<int32_t>(DType::kI32, 1, 1, 67);
+  masked_m.rank = 1;
+  masked_m.shape = {1};
+  masked_m.strides = {1};
+  Batch batch;
+  batch.jobs.push_back(Product(Op::kMGroupedMasked, 1));
+  Gemm& gemm = batch.jobs[0].gemm;
+  Operand& a = gemm.operand(OperandIndex::kA);
+  a.rank = 3;
+  a.shape = {1, kRows, kK};
+  a.strides = {kRows * kKPitch, kKPitch, 1};
+  gemm.masked_on_device = true;
+  gemm.segments = {{0, 0, kRows}};
+  gemm.operand(OperandIndex::kGroups) = masked_m;
+  gemm.operand(OperandIndex::kD) = d;
+  Batch done;
+  device_->Submit(std::move(batch), [&](Batch returned, const BatchResult& result) {
+    EXPECT_EQ(result.reasons[0].rule, Rule::kNone);
+    done = std::move(returned);
+  });
+  device_->Wait();
+  Expect<uint16_t>(Read<uint16_t>(d, kRows * kPitch), 0, 67, FloatToBf16(kK), 0xeeee);
+  // What was computed is known now.
+  ASSERT_EQ(done.jobs[0].gemm.segments.size(), 1u);
+  EXPECT_EQ(done.jobs[0].gemm.segments[0].end, 67);
+}
+
+INSTANTIATE_TEST_SUITE_P(Inputs, RaggedRowsTest, ::testing::Bool(),
+                         [](const auto& param_info) { return param_info.param ? "on_the_gpu" : "on_the_host"; });
 
 TEST_F(CudaDeviceTest, ManyBatchesInFlightAllComplete) {
   constexpr int64_t kM = 256, kN = 512, kK = 512;
