@@ -4,8 +4,7 @@
 //   overhead  p50 of a tiny product by unary gRPC on the Unix socket, against a bare gRPC callback server that answers
 //             with a response of the same size (gemmd-echo-server);
 //   host      a product with 64 MiB of operands in `host` regions through the daemon, against the same call to the
-//   device
-//             inside one process.
+//             device inside one process.
 //
 //   scraping  p50, p99 and p99.9 of the same tiny product while the metrics page is read a hundred times a second,
 //             against a quiet page, in turn.
@@ -16,6 +15,7 @@
 #include "gemmd/v1/gemm.grpc.pb.h"
 #include "gpu/cpu/cpu_device.h"
 #include "gpu/job_check.h"
+#include "tests/bench/measure.h"
 #include "tests/e2e/process.h"
 
 #include "absl/flags/flag.h"
@@ -23,13 +23,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include <grpcpp/grpcpp.h>
-#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
-#include <map>
 #include <memory>
 #include <sched.h>
 #include <string>
@@ -44,29 +42,7 @@ ABSL_FLAG(std::vector<std::string>, only, std::vector<std::string>({"overhead", 
 namespace gemmd {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
 constexpr int kCallsPerRound = 200;
-
-double Median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
-  return values[values.size() / 2];
-}
-
-template <typename T>
-T ValueOrDie(absl::StatusOr<T> value, const char* what) {
-  if (!value.ok()) {
-    std::fprintf(stderr, "%s: %s\n", what, value.status().ToString().c_str());
-    std::exit(1);
-  }
-  return *std::move(value);
-}
-
-double MicrosecondsOf(const auto& call) {
-  const absl::Time start = absl::Now();
-  call();
-  return absl::ToDoubleMicroseconds(absl::Now() - start);
-}
 
 // A product of 8 x 16 x 128 with everything inline: 3 KiB in, 256 bytes out.
 v1::RunRequest TinyRequest() {
@@ -92,22 +68,6 @@ v1::RunRequest TinyRequest() {
   set(dense->mutable_sfb(), v1::F32, 1, 1, ones(1));
   dense->mutable_d()->set_dtype(v1::BF16);
   return request;
-}
-
-// What the daemon says of its share: one list of microseconds per stage.
-using Stages = std::map<std::string, std::vector<double>>;
-
-void AddStages(const v1::StageTimes& times, Stages& stages) {
-  stages["decode"].push_back(static_cast<double>(times.decode_ns()) / 1e3);
-  stages["queue"].push_back(static_cast<double>(times.queue_ns()) / 1e3);
-  stages["device"].push_back(static_cast<double>(times.device_ns()) / 1e3);
-  stages["reply"].push_back(static_cast<double>(times.reply_ns()) / 1e3);
-}
-
-Json Medians(const Stages& stages) {
-  Json medians;
-  for (const auto& [stage, microseconds] : stages) medians[stage] = Median(microseconds);
-  return medians;
 }
 
 // p50 of `kCallsPerRound` calls in microseconds.
@@ -211,12 +171,6 @@ std::vector<double> Latencies(v1::Gemm::Stub& stub, const v1::RunRequest& reques
     }
   }
   return microseconds;
-}
-
-double Quantile(std::vector<double>& values, double quantile) {
-  const auto rank = static_cast<std::ptrdiff_t>(quantile * static_cast<double>(values.size() - 1));
-  std::nth_element(values.begin(), values.begin() + rank, values.end());
-  return values[static_cast<size_t>(rank)];
 }
 
 Json Quantiles(std::vector<double> values) {

@@ -12,11 +12,13 @@
 #include <gtest/gtest.h>
 
 #include <csignal>
+#include <cstdlib>
 #include <memory>
 #include <ostream>
 #include <string>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <vector>
 
 namespace gemmd {
 namespace {
@@ -30,6 +32,8 @@ constexpr int64_t kMemorySlack = int64_t{2} << 30;
 #else
 constexpr int64_t kMemorySlack = int64_t{24} << 20;
 #endif
+
+constexpr char kDeviceMebibytes[] = "64";
 
 struct Usage {
   uint32_t sessions = 0;
@@ -96,8 +100,9 @@ class ClientDeathTest : public ::testing::TestWithParam<std::string> {
     const std::string stage(absl::StripPrefix(GetParam(), "tcp_"));
     // Nobody but us is left to remove a killed client's object.
     const std::string name = absl::StrCat("/gemmd-doomed-", getpid());
-    auto doomed =
-        testing::ChildProcess::Start({testing::BinaryDirectory() + "/gemmd-doomed-client", address, stage, name});
+    const bool on_device = stage == "pool" || absl::StartsWith(stage, "device");
+    auto doomed = testing::ChildProcess::Start(
+        {testing::BinaryDirectory() + "/gemmd-doomed-client", address, stage, on_device ? kDeviceMebibytes : name});
     ASSERT_TRUE(doomed.ok()) << doomed.status();
     const auto line = (*doomed)->ReadLine(absl::Seconds(60));
     ASSERT_TRUE(line.ok()) << line.status();
@@ -142,10 +147,17 @@ TEST_P(ClientDeathTest, LeavesNothingBehind) {
   EXPECT_TRUE((*problem)->Check(*response).ok());
 }
 
-INSTANTIATE_TEST_SUITE_P(Stages, ClientDeathTest,
-                         ::testing::Values("session", "tcp_session", "region", "region_no_reply", "shared_memory",
-                                           "half_message", "tensor", "tcp_tensor", "half_written", "half_content",
-                                           "reading", "unary", "stream", "deaf_stream"),
+// Memory of the GPU can be shared where the workers are on one.
+std::vector<std::string> StagesHere() {
+  std::vector<std::string> stages = {"session",      "tcp_session", "region",     "region_no_reply", "shared_memory",
+                                     "half_message", "tensor",      "tcp_tensor", "half_written",    "half_content",
+                                     "reading",      "unary",       "stream",     "deaf_stream",     "pool"};
+  const char* const workers = std::getenv("GEMMD_TEST_WORKERS");
+  if (workers != nullptr && absl::StartsWith(workers, "gpu")) stages.insert(stages.end(), {"device", "device_ipc"});
+  return stages;
+}
+
+INSTANTIATE_TEST_SUITE_P(Stages, ClientDeathTest, ::testing::ValuesIn(StagesHere()),
                          [](const auto& param_info) { return param_info.param; });
 
 }  // namespace

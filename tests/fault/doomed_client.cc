@@ -2,15 +2,19 @@
 // A client that gets to a given stage, says so, and waits to be killed.
 //
 // Usage: gemmd-doomed-client ADDRESS STAGE [NAME], with STAGE one of session, region, region_no_reply, shared_memory
-// (NAME: of the object), tensor, half_written, half_content, reading, unary, stream, deaf_stream, half_message.
+// (NAME: of the object), tensor, half_written, half_content, reading, unary, stream, deaf_stream, half_message, pool,
+// device, device_ipc (NAME: MiB of memory).
 #include "client/client.h"
 #include "client/problem.h"
 #include "proto/broker.h"
 #include "proto/message_socket.h"
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 
+#include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -95,6 +99,43 @@ void BareBroker(const std::string& address, bool whole) {
   WaitToBeKilled("deaf_stream");
 }
 
+// The first GPU that the daemon serves.
+std::shared_ptr<Gpu> ServedGpu(Client* client) {
+  const v1::ServerInfo info = ValueOrDie(client->GetInfo());
+  for (const v1::WorkerInfo& worker : info.workers()) {
+    if (absl::StartsWith(worker.device(), "GPU-")) return ValueOrDie(Gpu::Open(worker.device()));
+  }
+  std::fprintf(stderr, "doomed client: the daemon serves no GPU\n");
+  std::exit(1);
+}
+
+// `byte_size` bytes of memory on a device, one product in them, and nothing in flight.
+[[noreturn]] void OnDevice(Client* client, const std::string& stage, uint64_t byte_size) {
+  constexpr int64_t kM = 64, kN = 128, kK = 128;
+  constexpr uint64_t kA = 0, kB = kA + kM * kK, kSfa = kB + kN * kK, kSfb = kSfa + kM * sizeof(float);
+  GpuAllocation legacy;
+  DeviceRegion region;
+  if (stage == "pool") {
+    region = ValueOrDie(client->CreatePool(byte_size));
+  } else {
+    const std::shared_ptr<Gpu> gpu = ServedGpu(client);
+    if (stage == "device") {
+      region = ValueOrDie(client->CreateDeviceRegion(gpu, byte_size));
+    } else {
+      legacy = ValueOrDie(gpu->AllocateLegacy(byte_size));
+      region = ValueOrDie(client->ShareDeviceMemory(gpu, legacy.data(), byte_size));
+    }
+  }
+  // Memory that nobody has written need not be there, where the GPU is a fake or the CPU.
+  if (!region.Write(0, std::vector<std::byte>(byte_size)).ok()) std::exit(1);
+  ValueOrDie(client->Dense({.a = region.View(kA, DType::kE4m3, {kM, kK}),
+                            .sfa = region.View(kSfa, DType::kF32, {kM, 1}),
+                            .b = region.View(kB, DType::kE4m3, {kN, kK}),
+                            .sfb = region.View(kSfb, DType::kF32, {1, 1}),
+                            .d = region.View(byte_size / 2, DType::kBf16, {kM, kN})}));
+  WaitToBeKilled(stage);
+}
+
 std::unique_ptr<Problem> LongProblem(Client* client, Transport transport) {
   const ProblemSpec spec{.op = Op::kDense, .m = 256, .n = 2048, .k = 2048};
   const auto weights = ValueOrDie(Weights::Create(client, spec, transport, 1));
@@ -118,6 +159,11 @@ void Run(const std::string& address, const std::string& stage, const std::string
     WaitToBeKilled(stage);
   }
   if (stage == "half_content") HalfContent(client.get());
+  if (stage == "pool" || stage == "device" || stage == "device_ipc") {
+    uint64_t mebibytes = 0;
+    if (!absl::SimpleAtoi(name, &mebibytes) || mebibytes == 0) std::exit(2);
+    OnDevice(client.get(), stage, mebibytes << 20);
+  }
   if (stage == "tensor" || stage == "half_written" || stage == "reading") {
     const v1::Tensor tensor = ValueOrDie(client->CreateTensor({.dtype = DType::kU8, .shape = {32 << 20}}));
     if (stage == "tensor") WaitToBeKilled(stage);

@@ -2,16 +2,20 @@
 // A CUDA driver without a GPU: libcuda.so.1 for programs that share GPU memory (client/cuda_driver.h), with two GPUs
 // whose memory is memfds. It keeps the rules that matter to sharing: granules of 2 MiB, descriptors and legacy handles,
 // mappings that may not exceed what they map, an allocation that lives while a handle or a descriptor does, a buffer id
-// that is never given twice. Put its folder into LD_LIBRARY_PATH.
+// that is never given twice. Memory in use is the machine's shared memory, others' too. Put its folder into
+// LD_LIBRARY_PATH.
 #include "tests/gpu/fake_cuda.h"
 
 #include "client/cuda_driver.h"
 #include "proto/gpu_memory.h"
 
+#include <algorithm>
 #include <cstring>
+#include <fstream>
 #include <iterator>
 #include <map>
 #include <mutex>
+#include <string>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -244,6 +248,19 @@ int cuMemFree_v2(Address address) {
   close(found->second.fd);
   munmap(Pointer(address), found->second.byte_size);
   State().ranges.erase(found);
+  return kSuccess;
+}
+
+int cuMemGetInfo_v2(size_t* free_bytes, size_t* total_bytes) {
+  if (CurrentDevice() < 0) return kInvalidContext;
+  std::ifstream lines("/proc/meminfo");
+  std::string word;
+  uint64_t used_kibibytes = 0;
+  while (lines >> word) {
+    if (word == "Shmem:") lines >> used_kibibytes;
+  }
+  *total_bytes = kMemoryBytes;
+  *free_bytes = kMemoryBytes - std::min(kMemoryBytes, used_kibibytes * 1024);
   return kSuccess;
 }
 
