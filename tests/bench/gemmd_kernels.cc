@@ -3,8 +3,13 @@
 
 #include "gpu/cuda/gemm_launcher.h"
 
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+
+#include <cstdint>
 #include <cstdio>
 #include <iostream>
+#include <limits>
 #include <memory>
 #include <string>
 
@@ -17,6 +22,19 @@ gemmd::MatrixView ViewOf(const GemmdMatrix& m) {
   return {m.data, m.batches, m.rows, m.columns, m.batch_stride, m.row_stride};
 }
 
+gemmd::ScaleView ViewOf(const GemmdScales& s) { return {s.data, s.batch_stride, s.row_stride, s.block_stride}; }
+
+absl::Status Require(bool condition, absl::string_view what) {
+  return condition ? absl::OkStatus() : absl::InvalidArgumentError(what);
+}
+
+// An extent, or a number of rows.
+bool FitsInt(int64_t value) { return value >= 0 && value <= std::numeric_limits<int>::max(); }
+
+bool OnSixteen(const void* data, int64_t row_bytes) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && row_bytes % 16 == 0;
+}
+
 GemmCall CallOf(const GemmdProduct& product) {
   GemmCall call;
   call.scaling = static_cast<gemmd::KernelScaling>(product.scaling);
@@ -24,8 +42,8 @@ GemmCall CallOf(const GemmdProduct& product) {
   call.a = ViewOf(product.a);
   call.b = ViewOf(product.b);
   call.d = ViewOf(product.d);
-  call.sfa = {product.sfa.data, product.sfa.batch_stride, product.sfa.row_stride, product.sfa.block_stride};
-  call.sfb = {product.sfb.data, product.sfb.batch_stride, product.sfb.row_stride, product.sfb.block_stride};
+  call.sfa = ViewOf(product.sfa);
+  call.sfb = ViewOf(product.sfb);
   const int k = static_cast<int>(product.a.columns);
   if (product.segments == nullptr) {
     if (product.a.rows > 0) call.segments.push_back({0, 0, 0, static_cast<int>(product.a.rows), k, 0});
@@ -37,6 +55,97 @@ GemmCall CallOf(const GemmdProduct& product) {
     if (s.row_begin < s.row_end) call.segments.push_back({s.batch, s.group, s.row_begin, s.row_end, k, 0});
   }
   return call;
+}
+
+absl::Status CheckMasked(const GemmdProduct& product) {
+  absl::Status status = Require(product.segments == nullptr, "segments: masked_m says which rows there are");
+  status.Update(Require(product.a.batches == product.b.batches && product.a.batches == product.d.batches,
+                        "a, b, d: one matrix for each group"));
+  status.Update(Require(product.a.rows == product.d.rows, "a, d: M_max rows in each group"));
+  status.Update(Require(FitsInt(product.a.batches) && FitsInt(product.a.rows) && FitsInt(product.a.columns),
+                        "a: extents from 0 to 2^31 - 1"));
+  return status;
+}
+
+// Segments for all rows that there may be.
+GemmCall MaskedCallOf(const GemmdProduct& product, const int32_t* rows) {
+  GemmCall call = CallOf(product);
+  call.segments.clear();
+  call.clip_rows = true;
+  call.group_rows = rows;
+  const int most = static_cast<int>(product.a.rows);
+  for (int g = 0; g < static_cast<int>(product.a.batches) && most > 0; ++g)
+    call.segments.push_back({g, g, 0, most, static_cast<int>(product.a.columns), 0});
+  return call;
+}
+
+absl::Status CheckKGrouped(const GemmdKGroupedProduct& product) {
+  absl::Status status = Require(product.scaling == 1 || product.scaling == 2, "scaling: 1 or 2");
+  status.Update(Require(product.output == 1 || product.output == 2, "output: 1 or 2"));
+  status.Update(Require(FitsInt(product.m) && FitsInt(product.n), "m, n: from 0 to 2^31 - 1"));
+  status.Update(Require(product.groups >= 0 && (product.groups == 0 || product.ks != nullptr), "ks: missing"));
+  status.Update(
+      Require(product.d.batches == product.groups && product.d.rows == product.m && product.d.columns == product.n,
+              "d: [groups, M, N]"));
+  if (!status.ok()) return status;
+  const int64_t element = product.scaling == 2 ? 2 : 1;
+  for (int g = 0; g < product.groups; ++g) {
+    status.Update(Require(FitsInt(product.ks[g]) && product.ks[g] * element % 16 == 0,
+                          "ks: multiples of 16 bytes from 0 to 2^31 - 1"));
+  }
+  return status;
+}
+
+GemmCall CallOf(const GemmdKGroupedProduct& product) {
+  GemmCall call;
+  call.scaling = static_cast<gemmd::KernelScaling>(product.scaling);
+  call.output = static_cast<gemmd::KernelOutput>(product.output);
+  call.d = ViewOf(product.d);
+  call.sfa = ViewOf(product.sfa);
+  call.sfb = ViewOf(product.sfb);
+  call.sfa.batch_stride = call.sfb.batch_stride = 0;  // Batches are D's alone.
+  if (product.m == 0) return call;
+  const int64_t element = product.scaling == 2 ? 2 : 1;
+  char* a = static_cast<char*>(const_cast<void*>(product.a));
+  char* b = static_cast<char*>(const_cast<void*>(product.b));
+  int64_t block = 0;
+  for (int g = 0; g < product.groups; ++g) {
+    const int64_t k = product.ks[g];
+    call.segment_a.push_back({a, 1, product.m, k, 0, k});
+    call.segment_b.push_back({b, 1, product.n, k, 0, k});
+    call.segments.push_back({g, 0, 0, static_cast<int>(product.m), static_cast<int>(k), static_cast<int>(block)});
+    a += product.m * k * element;
+    b += product.n * k * element;
+    block += (k + 127) / 128;
+  }
+  return call;
+}
+
+absl::Status CheckQuantization(const GemmdQuantization& q) {
+  const int64_t element = q.input == 0 ? 2 : 4;
+  absl::Status status = Require(q.input == 0 || q.input == 1, "input: 0 or 1");
+  status.Update(Require(q.shape == 0 || q.shape == 1, "shape: 0 or 1"));
+  status.Update(Require(q.m >= 0 && q.k >= 0, "m, k: at least 0"));
+  status.Update(Require(q.x_row_stride >= q.k && OnSixteen(q.x, q.x_row_stride * element), "x: rows on 16 bytes"));
+  status.Update(Require(q.q_row_stride >= q.k && OnSixteen(q.q, q.q_row_stride), "q: rows on 16 bytes"));
+  return status;
+}
+
+int Report(const absl::Status& status) {
+  if (status.ok()) return 0;
+  std::cerr << status << "\n";
+  return 1;
+}
+
+// Selects, launches, and copies the configuration's description to `config`.
+absl::Status Run(GemmLauncher& launcher, const GemmCall& call, void* stream, char* config, int config_size) {
+  const gemmd::GemmConfig chosen = launcher.ConfigOf(call);
+  if (absl::Status status = launcher.Launch(call, static_cast<cudaStream_t>(stream), chosen); !status.ok())
+    return status;
+  if (config != nullptr && config_size > 0) {
+    std::snprintf(config, static_cast<size_t>(config_size), "%s", gemmd::Describe(chosen.traits).c_str());
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -54,16 +163,37 @@ extern "C" void gemmd_kernels_close(void* kernels) { delete static_cast<GemmLaun
 
 extern "C" int gemmd_kernels_run(void* kernels, const GemmdProduct* product, void* stream, char* config,
                                  int config_size) {
+  return Report(Run(*static_cast<GemmLauncher*>(kernels), CallOf(*product), stream, config, config_size));
+}
+
+extern "C" int gemmd_kernels_run_masked(void* kernels, const GemmdProduct* product, const int32_t* masked_m,
+                                        int32_t* rows, void* stream, char* config, int config_size) {
   GemmLauncher& launcher = *static_cast<GemmLauncher*>(kernels);
-  const GemmCall call = CallOf(*product);
-  const gemmd::GemmConfig chosen = launcher.ConfigOf(call);
-  const absl::Status status = launcher.Launch(call, static_cast<cudaStream_t>(stream), chosen);
-  if (!status.ok()) {
-    std::cerr << status << "\n";
-    return 1;
+  absl::Status status = CheckMasked(*product);
+  if (status.ok()) {
+    status = launcher.LaunchClampRows(
+        {masked_m, rows, static_cast<int>(product->a.batches), static_cast<int>(product->a.rows)},
+        static_cast<cudaStream_t>(stream));
   }
-  if (config != nullptr && config_size > 0) {
-    std::snprintf(config, static_cast<size_t>(config_size), "%s", gemmd::Describe(chosen.traits).c_str());
+  if (status.ok()) status = Run(launcher, MaskedCallOf(*product, rows), stream, config, config_size);
+  return Report(status);
+}
+
+extern "C" int gemmd_kernels_run_k_grouped(void* kernels, const GemmdKGroupedProduct* product, void* stream,
+                                           char* config, int config_size) {
+  absl::Status status = CheckKGrouped(*product);
+  if (status.ok()) status = Run(*static_cast<GemmLauncher*>(kernels), CallOf(*product), stream, config, config_size);
+  return Report(status);
+}
+
+extern "C" int gemmd_kernels_quantize(void* kernels, const GemmdQuantization* q, void* stream) {
+  absl::Status status = CheckQuantization(*q);
+  if (status.ok()) {
+    status = static_cast<GemmLauncher*>(kernels)->LaunchQuantize(
+        {q->x, q->x_row_stride, static_cast<unsigned char*>(q->q), q->q_row_stride, q->sf, q->sf_row_stride,
+         q->sf_block_stride, q->m, q->k},
+        static_cast<gemmd::QuantizeInput>(q->input), static_cast<gemmd::QuantizeShape>(q->shape),
+        static_cast<cudaStream_t>(stream));
   }
-  return 0;
+  return Report(status);
 }

@@ -2,34 +2,20 @@
 // m-grouped masked products on the CUDA device, from job descriptor to bits: counts in host memory, which the job check
 // reads, and in GPU memory, which only the kernels read; rows of host memory that nobody multiplies; jobs that share a
 // launch. Bits are compared with the plainest way of each: counts and operands of one job in host memory.
-#include "gpu/cuda/cuda_device.h"
-#include "gpu/job_check.h"
-#include "gpu/region_table.h"
-#include "proto/element_type.h"
-#include "proto/shared_memory.h"
-#include "tests/gpu/job_samples.h"
+#include "tests/device/cuda_jobs_fixture.h"
 
 #include "gtest/gtest.h"
 
 #include <algorithm>
-#include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <initializer_list>
-#include <memory>
 #include <random>
 #include <utility>
-#include <variant>
 #include <vector>
 
 namespace gemmd {
 namespace {
 
-using Bytes = std::vector<uint8_t>;
-
-int64_t BlocksOf(int64_t extent) { return (extent + 127) / 128; }
-
-constexpr uint8_t kPattern = 0xee;     // What D holds before.
 constexpr int64_t kGuardBytes = 4096;  // After D.
 
 // A job's own operands, as bytes.
@@ -42,17 +28,9 @@ struct MaskedProduct {
   Bytes sfa;
 };
 
-enum class Place { kHost, kGpu };
-
-class CudaMaskedTest : public ::testing::Test {
+class CudaMaskedTest : public CudaJobsTest {
  protected:
   static constexpr int64_t kGroups = 6;
-
-  void SetUp() override {
-    absl::StatusOr<std::unique_ptr<Device>> device = CudaDevice::Open({});
-    if (!device.ok()) GTEST_SKIP() << device.status();
-    device_ = *std::move(device);
-  }
 
   void MakeWeights(int64_t n, int64_t k) {
     n_ = n;
@@ -68,72 +46,7 @@ class CudaMaskedTest : public ::testing::Test {
     return product;
   }
   MaskedProduct MakeBf16Product(int64_t m_max, std::vector<int32_t> masked_m) {
-    MaskedProduct product{m_max, std::move(masked_m), true, false, {}, {}};
-    std::uniform_real_distribution<float> values(-2, 2);
-    for (int64_t i = 0; i < kGroups * m_max * k_; ++i) {
-      const uint16_t bits = FloatToBf16(values(random_));
-      product.a.push_back(static_cast<uint8_t>(bits & 0xff));
-      product.a.push_back(static_cast<uint8_t>(bits >> 8));
-    }
-    return product;
-  }
-
-  Bytes E4m3(int64_t count) {
-    Bytes bytes(static_cast<size_t>(count));
-    for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random_() & 0xbf);  // No NaN.
-    return bytes;
-  }
-  Bytes Scales(int64_t count) {
-    std::uniform_real_distribution<float> values(0.01f, 2.0f);
-    Bytes bytes(static_cast<size_t>(count) * 4);
-    for (size_t i = 0; i < bytes.size(); i += 4) {
-      const float value = values(random_);
-      std::memcpy(&bytes[i], &value, 4);
-    }
-    return bytes;
-  }
-
-  // A region with these contents; its id.
-  uint64_t Region(Place place, const Bytes& bytes) {
-    UniqueFd fd = *CreateSealedMemory(bytes.size());
-    SharedMapping mapping = *SharedMapping::Map(fd.get(), bytes.size(), Access::kReadWrite);
-    std::memcpy(mapping.data(), bytes.data(), bytes.size());
-    auto host = device_->Map({RegionKind::kHost, Access::kReadWrite, bytes.size()}, std::move(fd));
-    EXPECT_TRUE(host.ok()) << host.status();
-    std::shared_ptr<DeviceMemory> memory = *host;
-    if (place == Place::kGpu) {
-      memory = device_->Allocate(bytes.size())->memory;
-      Job copy;
-      copy.gemm.op = Op::kCopy;
-      copy.gemm.m = 1;
-      copy.gemm.k = static_cast<int64_t>(bytes.size());
-      copy.gemm.operand(OperandIndex::kA).memory = *host;
-      copy.gemm.operand(OperandIndex::kD).memory = memory;
-      Batch batch;
-      batch.jobs.push_back(std::move(copy));
-      Run(std::move(batch));
-    }
-    mappings_.push_back(std::move(mapping));
-    EXPECT_TRUE(regions_.Add(++last_region_, std::move(memory), Access::kReadWrite));
-    return last_region_;
-  }
-
-  Bytes Read(uint64_t region) {
-    const std::shared_ptr<DeviceMemory> memory = regions_.Find(region).memory;
-    Bytes bytes(memory->byte_size());
-    EXPECT_TRUE(memory->ReadBytes(0, bytes.size(), bytes.data()).ok());
-    return bytes;
-  }
-
-  void Run(Batch batch) {
-    std::vector<Reason> reasons;
-    device_->Submit(std::move(batch), [&](Batch, BatchResult result) { reasons = result.reasons; });
-    device_->Wait();
-    for (const Reason& reason : reasons) ASSERT_EQ(reason.rule, Rule::kNone) << Describe(reason);
-  }
-
-  static OperandDescriptor Matrix(uint64_t region, DType dtype, std::initializer_list<int64_t> shape) {
-    return testing::MakeOperand(region, 0, dtype, shape);
+    return {m_max, std::move(masked_m), true, false, Bf16(kGroups * m_max * k_), {}};
   }
 
   // The job, and the region of its D.
@@ -158,9 +71,7 @@ class CudaMaskedTest : public ::testing::Test {
     job.operand(OperandIndex::kSfb) = Matrix(sfb_, DType::kF32, {kGroups, BlocksOf(n_), blocks_});
     job.operand(OperandIndex::kD) = Matrix(d_region, DType::kBf16, {kGroups, m, n_});
     job.operand(OperandIndex::kGroups) = Matrix(Region(counts, masked_m), DType::kI32, {kGroups});
-    auto checked = CheckJob(job, [this](uint64_t id) { return regions_.Find(id); });
-    if (const Reason* reason = std::get_if<Reason>(&checked)) ADD_FAILURE() << Describe(*reason);
-    return {std::holds_alternative<Gemm>(checked) ? std::get<Gemm>(std::move(checked)) : Gemm{}, d_region};
+    return {Checked(job), d_region};
   }
 
   // D and what lies behind it after the job ran alone.
@@ -185,11 +96,6 @@ class CudaMaskedTest : public ::testing::Test {
     return wrong + kGuardBytes - std::count(d.end() - kGuardBytes, d.end(), kPattern);
   }
 
-  std::mt19937 random_{7};
-  std::unique_ptr<Device> device_;
-  RegionTable regions_;
-  std::vector<SharedMapping> mappings_;
-  uint64_t last_region_ = 0;
   int64_t n_ = 0;
   int64_t k_ = 0;
   int64_t blocks_ = 0;
@@ -245,7 +151,6 @@ TEST_F(CudaMaskedTest, JobsOnOneExpertStackShareALaunchAndGetTheirOwnBits) {
   std::vector<MaskedProduct> products = {MakeProduct(16, {3, 0, 16, 1, 0, 9}), MakeProduct(40, {0, 0, 40, 2, 33, 0}),
                                          MakeProduct(24, {24, 0, 5, 0, 1, 0}), MakeProduct(8, {0, 0, 0, 0, 0, 0})};
   products[1].sfa_m_major = products[2].sfa_m_major = true;
-  const auto& launcher = static_cast<const CudaDevice&>(*device_).launcher();
   for (const auto& [first, others] : {std::pair(Place::kGpu, Place::kGpu), std::pair(Place::kHost, Place::kHost),
                                       std::pair(Place::kGpu, Place::kHost)}) {
     std::vector<Bytes> expected;
@@ -258,9 +163,9 @@ TEST_F(CudaMaskedTest, JobsOnOneExpertStackShareALaunchAndGetTheirOwnBits) {
       batch.jobs.emplace_back().gemm = std::move(gemm);
       outputs.push_back(d);
     }
-    const uint64_t before = launcher.launches();
+    const uint64_t before = launcher().launches();
     Run(std::move(batch));
-    EXPECT_EQ(launcher.launches(), before + 1);
+    EXPECT_EQ(launcher().launches(), before + 1);
     for (size_t i = 0; i < products.size(); ++i) {
       EXPECT_EQ(WrongOutside(products[i], expected[i]), 0) << "job " << i;
       EXPECT_EQ(Read(outputs[i]), expected[i]) << "job " << i;
@@ -272,7 +177,6 @@ TEST_F(CudaMaskedTest, JobsWhoseRowsCostMoreToPackThanALaunchSavesRunEachForItse
   MakeWeights(1024, 128);
   const MaskedProduct product = MakeProduct(1500, {1500, 1500, 1500, 0, 0, 0});
   const Bytes expected = Alone(product, Place::kGpu, Place::kHost);
-  const auto& launcher = static_cast<const CudaDevice&>(*device_).launcher();
   Batch batch;
   std::vector<uint64_t> outputs;
   for (int i = 0; i < 2; ++i) {
@@ -280,9 +184,9 @@ TEST_F(CudaMaskedTest, JobsWhoseRowsCostMoreToPackThanALaunchSavesRunEachForItse
     batch.jobs.emplace_back().gemm = std::move(gemm);
     outputs.push_back(d);
   }
-  const uint64_t before = launcher.launches();
+  const uint64_t before = launcher().launches();
   Run(std::move(batch));
-  EXPECT_EQ(launcher.launches(), before + 2);
+  EXPECT_EQ(launcher().launches(), before + 2);
   for (const uint64_t d : outputs) EXPECT_EQ(Read(d), expected);
 }
 

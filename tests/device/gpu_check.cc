@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // gpu_check: is every kernel right on this GPU? Runs a generated grid of products with each configuration that may run
 // them, compares with FP64, looks for bytes written outside D, and compares bits between configurations and runs.
-// Prints a line for each failure and a summary for each kind; exits 0 only if all is right.
+// Quantizes too: every shape and input, bits compared with the host's. Prints a line for each failure and a summary for
+// each kind; exits 0 only if all is right. BF16 operands that are quantized on the way to an FP8 product do not go
+// through the launcher as one: they are in the tests of the device.
 //
 //   gpu_check [--all-configs] [--effort=N] [--cache=DIR] [--threads=N] [--plain-scales]
 //
@@ -11,6 +13,7 @@
 //   compute-sanitizer --tool racecheck --kernel-regex kns=Gemm gpu_check --effort=0 --plain-scales --cache=DIR
 #include "gpu/cuda/gemm_launcher.h"
 #include "tests/device/gpu_workbench.h"
+#include "tests/device/quantize_check.h"
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -108,6 +111,23 @@ class Checker {
       if (product.kind == "masked") RunWithRowsOnGpu(product, bench, config, name);
       first = false;
     }
+  }
+
+  // Needs no kernel that has to be planned.
+  void Run(const QuantizeCase& quantize) {
+    if (planning_) return;
+    const auto launch = [&](const QuantizeArgs& args) {
+      const absl::Status status = launcher_.LaunchQuantize(args, quantize.input, quantize.shape, nullptr);
+      WaitOrDie(quantize.Name());
+      return status;
+    };
+    const std::string problem = CheckQuantize(quantize, kernels_, launch);
+    Tally& tally = tallies_["quantize"];
+    ++tally.runs;
+    if (problem.empty()) return;
+    ++tally.failures;
+    std::printf("FAIL %s: %s\n", quantize.Name().c_str(), problem.c_str());
+    std::fflush(stdout);
   }
 
   int Report() const {
@@ -244,6 +264,18 @@ void RunShortGrid(Checker& checker) {
       checker.Run(p);
     }
   }
+  // Rows that do not end on 16 bytes.
+  Product add{"dense", KernelScaling::kRowBlock, KernelOutput::kF32Add, 161, 331, 401, {}};
+  add.seed = seed += 10;
+  checker.Run(add);
+  Product ragged{"dense", KernelScaling::kRowBlock, KernelOutput::kBf16, 161, 331, 401, {}};
+  ragged.seed = seed += 10;
+  checker.Run(ragged, {tiles[0], tiles[2], tiles[3], tiles[6], tiles[8]});
+  for (const char* kind : {"contiguous", "masked"}) {
+    Product p{kind, KernelScaling::kRowBlock, KernelOutput::kBf16, 310, 331, 401, groups};
+    p.seed = seed += 10;
+    checker.Run(p, {tiles[0], tiles[3], tiles[8]});
+  }
 }
 
 // `effort`: products per shape class.
@@ -320,6 +352,80 @@ void RunGrid(Checker& checker, int effort) {
   }
 }
 
+// Any N and K: rows that do not end on 16 bytes, in any operand.
+void RunRaggedGrid(Checker& checker) {
+  struct Extents {
+    int64_t m, n, k;
+  };
+  uint64_t seed = uint64_t{1} << 20;
+  for (const KernelScaling scaling : {KernelScaling::kRowBlock, KernelScaling::kRowRow, KernelScaling::kBf16}) {
+    for (const KernelOutput output : {KernelOutput::kBf16, KernelOutput::kF32, KernelOutput::kF32Add}) {
+      for (const Extents& e : {Extents{1, 1001, 1041}, {17, 77, 333}, {100, 1, 1}, {129, 331, 129}, {513, 130, 15}}) {
+        // A sum of a few products is much larger than the others now and then, and so is what BF16 rounds off it.
+        const int64_t k = output == KernelOutput::kBf16 && e.k < 100 ? e.k + 100 : e.k;
+        Product p{"dense", scaling, output, e.m, e.n, k, {}};
+        p.seed = seed += 10;
+        p.sfa_m_major = seed / 10 % 2 == 0;
+        p.sfb_m_major = scaling == KernelScaling::kRowRow && seed / 10 % 3 == 0;
+        p.d_padding = seed / 10 % 4 == 1 ? 8 : 0;
+        checker.Run(p);
+      }
+    }
+  }
+  const std::vector<int64_t> rows = {300, 1, 0, 17, 129};
+  for (const char* kind : {"contiguous", "masked"}) {
+    for (const auto& [scaling, output] :
+         {std::pair(KernelScaling::kRowBlock, KernelOutput::kBf16),
+          std::pair(KernelScaling::kBf16, KernelOutput::kBf16), std::pair(KernelScaling::kBf16, KernelOutput::kF32)}) {
+      Product p{kind, scaling, output, 310, 331, 333, rows};
+      p.seed = seed += 10;
+      checker.Run(p);
+    }
+  }
+  // K of a group begins on 16 bytes, whatever M and N are.
+  for (const KernelOutput output : {KernelOutput::kF32, KernelOutput::kF32Add}) {
+    for (const KernelScaling scaling : {KernelScaling::kRowRow, KernelScaling::kBf16}) {
+      Product p{"kgrouped", scaling, output, 77, 331, 0, {16, 0, 400, 2000}};
+      if (scaling == KernelScaling::kBf16) p.groups = {8, 24, 0, 136, 1000};
+      p.seed = seed += 10;
+      checker.Run(p);
+    }
+  }
+}
+
+// Groups that take many tiles each.
+void RunLargeGroups(Checker& checker) {
+  uint64_t seed = uint64_t{1} << 21;
+  for (const char* kind : {"contiguous", "masked"}) {
+    for (const auto& [scaling, output] : {std::pair(KernelScaling::kRowBlock, KernelOutput::kBf16),
+                                          std::pair(KernelScaling::kBf16, KernelOutput::kF32)}) {
+      Product p{kind, scaling, output, 2048, 584, 528, {1999, 0, 1024, 130, 2}};
+      p.sfa_m_major = scaling == KernelScaling::kRowBlock;
+      p.seed = seed += 10;
+      checker.Run(p);
+    }
+    Product p{kind, KernelScaling::kRowBlock, KernelOutput::kBf16, 2001, 1000, 272, {1, 2001, 640}};
+    p.seed = seed += 10;
+    checker.Run(p);
+  }
+}
+
+// More rows than one launch takes: only with `many_rows`.
+void RunQuantizeGrid(Checker& checker, bool many_rows) {
+  uint64_t seed = uint64_t{1} << 22;
+  for (const QuantizeInput input : {QuantizeInput::kBf16, QuantizeInput::kF32}) {
+    for (const QuantizeShape shape : {QuantizeShape::kRow, QuantizeShape::kBlock}) {
+      const int64_t most = shape == QuantizeShape::kRow ? 65535 * 8 : 65535 * 128;
+      for (const auto& [m, k] : {std::pair<int64_t, int64_t>{1, 1}, {7, 127}, {129, 129}, {255, 1043}, {1000, 642}}) {
+        checker.Run(QuantizeCase{input, shape, m, k, m % 2 * 16, false, seed += 10});
+        if (shape == QuantizeShape::kRow) checker.Run(QuantizeCase{input, shape, m, k, 0, true, seed += 10});
+      }
+      if (many_rows && input == QuantizeInput::kBf16)
+        checker.Run(QuantizeCase{input, shape, most + 3, 5, 0, shape == QuantizeShape::kRow, seed += 10});
+    }
+  }
+}
+
 }  // namespace
 }  // namespace gemmd
 
@@ -344,7 +450,13 @@ int main(int argc, char** argv) {
   const auto start = std::chrono::steady_clock::now();
   const auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
   gemmd::Checker checker(**launcher, every_config);
-  const auto run = [&] { effort == 0 ? gemmd::RunShortGrid(checker) : gemmd::RunGrid(checker, effort); };
+  const auto run = [&] {
+    gemmd::RunQuantizeGrid(checker, effort > 0);
+    if (effort == 0) return gemmd::RunShortGrid(checker);
+    gemmd::RunGrid(checker, effort);
+    gemmd::RunRaggedGrid(checker);
+    gemmd::RunLargeGroups(checker);
+  };
   checker.set_planning(true);
   run();
   checker.set_planning(false);

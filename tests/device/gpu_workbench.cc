@@ -19,6 +19,9 @@ constexpr unsigned char kPattern = 0xff;  // NaN in every type that D may have.
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Elements of a row whose pitch is a multiple of 16 bytes.
+int64_t PitchOf(int64_t columns, int64_t element) { return CeilDiv(columns * element, 16) * 16 / element; }
+
 // Layouts of the kernels' structs in test_kernels.h.
 struct CheckArgs {
   const void* a;
@@ -47,6 +50,12 @@ struct GuardArgs {
   int element, n, segments;
   unsigned char pattern;
   const Segment* list;
+  const unsigned char* before;
+};
+
+struct DifferencesArgs {
+  const unsigned char *a, *b;
+  int64_t bytes, d_offset, row_bytes, skip_from, skip_to;
 };
 
 }  // namespace
@@ -149,9 +158,11 @@ Workbench::Workbench(const Product& product, TestKernels& kernels) : product_(pr
       block += static_cast<int>(CeilDiv(kg, 128));
     }
   } else {
-    call_.a = {operand(batches * m * k, product.seed), batches, m, k, m * k, k};
+    // What lies between rows is as random as they are.
+    const int64_t pitch = PitchOf(k, element);
+    call_.a = {operand(batches * m * pitch, product.seed), batches, m, k, m * pitch, pitch};
     const int64_t b_groups = rows ? groups : 1;
-    call_.b = {operand(b_groups * n * k, product.seed + 1), b_groups, n, k, n * k, k};
+    call_.b = {operand(b_groups * n * pitch, product.seed + 1), b_groups, n, k, n * pitch, pitch};
     int64_t row = 0;
     for (int64_t g = 0; g < (rows ? groups : 1); ++g) {
       const int64_t count = rows ? product.groups[static_cast<size_t>(g)] : m;
@@ -173,7 +184,7 @@ Workbench::Workbench(const Product& product, TestKernels& kernels) : product_(pr
   }
   const int64_t out_element = product.output == KernelOutput::kBf16 ? 2 : 4;
   const int64_t d_batches = depth ? groups : batches;
-  const int64_t d_row = CeilDiv(n * out_element, 16) * 16 / out_element + product.d_padding;
+  const int64_t d_row = PitchOf(n, out_element) + product.d_padding;
   output_ = std::make_unique<DeviceBuffer>(2 * kGuardBytes + d_batches * m * d_row * out_element);
   call_.d = {output_->data() + kGuardBytes, d_batches, m, n, m * d_row, d_row};
   if (product.output == KernelOutput::kF32Add) {
@@ -253,29 +264,7 @@ CheckOutcome Workbench::Check(int row_step) {
   const double rms = r.count > 0 ? std::sqrt(r.reference2 / static_cast<double>(r.count)) : 0;
   outcome.frobenius = r.reference2 > 0 ? std::sqrt(r.error2 / r.reference2) : std::sqrt(r.error2);
   outcome.largest = rms > 0 ? largest / rms : largest;
-  if (before_ == nullptr) {
-    DeviceBuffer list(static_cast<int64_t>(call_.segments.size() * sizeof(Segment)));
-    Must(
-        cudaMemcpy(list.data(), call_.segments.data(), call_.segments.size() * sizeof(Segment), cudaMemcpyHostToDevice),
-        "list");
-    DeviceBuffer changed(8);
-    Must(cudaMemset(changed.data(), 0, 8), "clearing");
-    const int element = call_.output == KernelOutput::kBf16 ? 2 : 4;
-    GuardArgs args = {output_->data(),
-                      output_->byte_size(),
-                      kGuardBytes,
-                      call_.d.batch_stride,
-                      call_.d.row_stride,
-                      element,
-                      static_cast<int>(call_.n()),
-                      static_cast<int>(call_.segments.size()),
-                      kPattern,
-                      reinterpret_cast<const Segment*>(list.data())};
-    void* pointer = changed.data();
-    void* parameters[] = {&args, &pointer};
-    kernels_.Launch("Guard", output_->byte_size(), parameters);
-    Must(cudaMemcpy(&outcome.outside, changed.data(), 8, cudaMemcpyDeviceToHost), "reading the guards");
-  }
+  outcome.outside = BytesOutside();
   const bool bf16 = call_.output == KernelOutput::kBf16;
   // The mean error of a few elements may be that of the worst one: half a unit of BF16 is 2^-9.
   const bool few = r.count < 4096;
@@ -283,6 +272,32 @@ CheckOutcome Workbench::Check(int row_step) {
                outcome.frobenius <= (bf16 ? (few ? 4e-3 : 2e-3) : (few ? 5e-4 : 2e-4)) &&
                outcome.largest <= (bf16 ? 0.04 : 0.005);
   return outcome;
+}
+
+uint64_t Workbench::BytesOutside() {
+  const size_t list_bytes = call_.segments.size() * sizeof(Segment);
+  DeviceBuffer list(static_cast<int64_t>(list_bytes));
+  Must(cudaMemcpy(list.data(), call_.segments.data(), list_bytes, cudaMemcpyHostToDevice), "list");
+  DeviceBuffer changed(8);
+  Must(cudaMemset(changed.data(), 0, 8), "clearing");
+  const int element = ElementBytes();
+  GuardArgs args = {output_->data(),
+                    output_->byte_size(),
+                    kGuardBytes,
+                    call_.d.batch_stride,
+                    call_.d.row_stride,
+                    element,
+                    static_cast<int>(PitchOf(call_.n(), element)),
+                    static_cast<int>(call_.segments.size()),
+                    kPattern,
+                    reinterpret_cast<const Segment*>(list.data()),
+                    before_ ? before_->data() : nullptr};
+  void* pointer = changed.data();
+  void* parameters[] = {&args, &pointer};
+  kernels_.Launch("Guard", output_->byte_size(), parameters);
+  uint64_t count = 0;
+  Must(cudaMemcpy(&count, changed.data(), 8, cudaMemcpyDeviceToHost), "reading the guards");
+  return count;
 }
 
 void Workbench::Keep() {
@@ -294,12 +309,17 @@ void Workbench::Keep() {
 uint64_t Workbench::DifferencesFromKept() {
   DeviceBuffer different(8);
   Must(cudaMemset(different.data(), 0, 8), "clearing");
-  void* a = output_->data();
-  void* b = kept_->data();
-  int64_t bytes = output_->byte_size();
+  const int element = ElementBytes();
+  DifferencesArgs args = {output_->data(),
+                          kept_->data(),
+                          output_->byte_size(),
+                          kGuardBytes,
+                          call_.d.row_stride * element,
+                          call_.n() * element,
+                          PitchOf(call_.n(), element) * element};
   void* pointer = different.data();
-  void* parameters[] = {&a, &b, &bytes, &pointer};
-  kernels_.Launch("Differences", bytes, parameters);
+  void* parameters[] = {&args, &pointer};
+  kernels_.Launch("Differences", args.bytes, parameters);
   uint64_t count = 0;
   Must(cudaMemcpy(&count, different.data(), 8, cudaMemcpyDeviceToHost), "reading differences");
   return count;

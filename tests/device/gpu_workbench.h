@@ -64,7 +64,7 @@ struct CheckOutcome {
   double frobenius = 0;     // ||D - ref|| / ||ref||
   double largest = 0;       // max |D - ref| / RMS(ref)
   uint64_t not_finite = 0;  // Elements never written, or NaN.
-  uint64_t outside = 0;     // Bytes changed outside D.
+  uint64_t outside = 0;     // Bytes changed outside D, and outside what completes its rows to 16 bytes.
   bool ok = false;
 };
 
@@ -72,11 +72,11 @@ class Workbench {
  public:
   Workbench(const Product& product, TestKernels& kernels);
   const GemmCall& call() const { return call_; }
-  // Fills D and its guard zones with NaNs (or, when accumulating, D with numbers).
+  // Fills D and its guard zones with NaNs (or, when accumulating, with numbers).
   void ResetOutput();
   // Compares every `row_step`-th row with FP64.
   CheckOutcome Check(int row_step);
-  // Bytes in which D differs from what Keep() kept.
+  // Bytes in which D, with all around it but what completes its rows to 16 bytes, differs from what Keep() kept.
   uint64_t DifferencesFromKept();
   void Keep();
   double flops() const;
@@ -84,6 +84,8 @@ class Workbench {
 
  private:
   float* MakeScales(int64_t batches, int64_t rows, int64_t blocks, bool m_major, uint64_t seed, ScaleView* view);
+  uint64_t BytesOutside();
+  int ElementBytes() const { return call_.output == KernelOutput::kBf16 ? 2 : 4; }  // Of D.
 
   Product product_;
   TestKernels& kernels_;

@@ -122,13 +122,14 @@ struct GuardArgs {
   const unsigned char* buffer; long long bytes, d_offset, d_batch, d_row;
   int element, n, segments; unsigned char pattern;
   const Segment* list;
+  const unsigned char* before;  // What the buffer held before; null: the pattern everywhere.
 };
 
-// Counts changed bytes that belong to no segment of D.
+// Counts changed bytes that belong to no segment of D. `n`: the columns that a kernel may write.
 __global__ void Guard(GuardArgs args, uint64* changed) {
   uint64 bad = 0;
   for (long long i = blockIdx.x * 256ll + threadIdx.x; i < args.bytes; i += gridDim.x * 256ll) {
-    if (args.buffer[i] == args.pattern) continue;
+    if (args.buffer[i] == (args.before != nullptr ? args.before[i] : args.pattern)) continue;
     const long long at = (i - args.d_offset) / args.element;
     bool inside = false;
     if (i >= args.d_offset) {
@@ -145,9 +146,21 @@ __global__ void Guard(GuardArgs args, uint64* changed) {
   if (bad) atomicAdd(changed, bad);
 }
 
-__global__ void Differences(const unsigned char* a, const unsigned char* b, long long bytes, uint64* different) {
+struct DifferencesArgs {
+  const unsigned char* a; const unsigned char* b; long long bytes;
+  // Rows of row_bytes begin d_offset bytes from the start, and end as far from the end. Bytes [skip_from, skip_to) of
+  // each do not count.
+  long long d_offset, row_bytes, skip_from, skip_to;
+};
+
+__global__ void Differences(DifferencesArgs args, uint64* different) {
   uint64 bad = 0;
-  for (long long i = blockIdx.x * 256ll + threadIdx.x; i < bytes; i += gridDim.x * 256ll) bad += a[i] != b[i];
+  for (long long i = blockIdx.x * 256ll + threadIdx.x; i < args.bytes; i += gridDim.x * 256ll) {
+    if (args.a[i] == args.b[i]) continue;
+    const long long in_row = (i - args.d_offset) % args.row_bytes;
+    const bool in_rows = i >= args.d_offset && i < args.bytes - args.d_offset;
+    bad += !(in_rows && in_row >= args.skip_from && in_row < args.skip_to);
+  }
   if (bad) atomicAdd(different, bad);
 }
 
