@@ -100,6 +100,10 @@ class Device {
   // once, from any thread, possibly before Submit returns (small batches may be computed right here).
   virtual void Submit(Batch batch, BatchDone done) = 0;
 
+  // Fetches the masked rows of a job that only the device knows, so that it can share a launch: afterwards `segments`
+  // say them and masked_on_device is false. Leaves the job as it is where that cannot be had. Worker's loop only.
+  virtual void FetchRows(Gemm& gemm);
+
   // Returns when every submitted batch is done.
   virtual void Wait() = 0;
 

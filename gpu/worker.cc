@@ -45,6 +45,7 @@ Worker::AttachedRing::AttachedRing(uint64_t ring_id, JobRing memory)
 Worker::Worker(Device& device, const RegionTable& regions, const WorkerCounters& counters, WorkerOptions options)
     : device_(device),
       regions_(regions),
+      merging_(options.limits.merging),
       spin_ns_(HasManyCores() ? options.spin_ns : 0),
       faults_(std::move(options.faults)),
       gauges_(counters.gauges()),
@@ -140,6 +141,9 @@ void Worker::Accept(AttachedRing& ring, const JobDescriptor& descriptor) {
           .deadline_ns = descriptor.deadline_ns,
           .priority = descriptor.priority,
           .gemm = std::get<Gemm>(std::move(checked))};
+  // A job that must wait may share a launch with those that come meanwhile.
+  const bool waits = batcher_.queued_jobs() > 0 || !DeviceHasRoom();
+  if (merging_ && waits && job.gemm.masked_on_device) device_.FetchRows(job.gemm);
   Reason reason;
   {
     absl::MutexLock lock(&mutex_);

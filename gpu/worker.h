@@ -87,6 +87,7 @@ class Worker {
 
   Device& device_;
   const RegionTable& regions_;
+  const bool merging_;
   const uint64_t spin_ns_;
   const FaultInjection faults_;
   WorkerGauges& gauges_;  // The loop's.

@@ -12,6 +12,13 @@ namespace {
 
 constexpr int64_t kBlockRows = 1024;  // Page-locked memory comes in pages anyway.
 
+void SetSegments(Gemm& gemm, const int* rows) {
+  gemm.segments.clear();
+  for (int64_t group = 0; group < gemm.groups; ++group) {
+    if (rows[group] > 0) gemm.segments.push_back({group, 0, rows[group]});
+  }
+}
+
 }  // namespace
 
 CountedRows::~CountedRows() {
@@ -40,13 +47,18 @@ void CountedRows::ApplyTo(Batch& batch, bool written) {
   for (const Count& count : counts_) {
     if (!written) break;
     for (Job& job : batch.jobs) {
-      if (&job.gemm != count.gemm) continue;
-      job.gemm.segments.clear();
-      for (int64_t group = 0; group < job.gemm.groups; ++group) {
-        if (count.rows[group] > 0) job.gemm.segments.push_back({group, 0, count.rows[group]});
-      }
+      if (&job.gemm == count.gemm) SetSegments(job.gemm, count.rows);
     }
   }
+  Forget();
+}
+
+void CountedRows::ApplyTo(Gemm& gemm, bool written) {
+  if (written && !counts_.empty()) SetSegments(gemm, counts_.front().rows);
+  Forget();
+}
+
+void CountedRows::Forget() {
   counts_.clear();
   for (Block& block : blocks_) block.used = 0;
 }

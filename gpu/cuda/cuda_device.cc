@@ -148,6 +148,10 @@ absl::Status CudaDevice::Start(const CudaDeviceOptions& options) {
   traits_.max_batches_in_flight = options.streams;
   status.Update(ReadPeaks());
   batches_ = std::make_unique<BatchLauncher>(*launcher_, empty_);
+  int lowest_priority = 0, highest_priority = 0;
+  status.Update(CudaStatus(cudaDeviceGetStreamPriorityRange(&lowest_priority, &highest_priority), "making a stream"));
+  status.Update(CudaStatus(cudaStreamCreateWithPriority(&fetch_stream_, cudaStreamNonBlocking, highest_priority),
+                           "making a stream"));
   for (int i = 0; i < options.streams && status.ok(); ++i) {
     lanes_.push_back(std::make_unique<Lane>());
     Lane* lane = lanes_.back().get();
@@ -194,6 +198,7 @@ CudaDevice::~CudaDevice() {
     if (lane->finished != nullptr) cudaEventDestroy(lane->finished);
     if (lane->stream != nullptr) cudaStreamDestroy(lane->stream);
   }
+  if (fetch_stream_ != nullptr) cudaStreamDestroy(fetch_stream_);
   launcher_.reset();
   if (empty_ != nullptr) cudaFree(empty_);
 }
@@ -301,6 +306,16 @@ void CudaDevice::Submit(Batch batch, BatchDone done) {
   lane->done = std::move(done);
   lane->result = std::move(result);
   lane->started = true;
+}
+
+void CudaDevice::FetchRows(Gemm& gemm) {
+  if (!gemm.masked_on_device || gemm.groups == 0) return;
+  cudaSetDevice(device_);
+  const absl::Status status = batches_->FetchRows(gemm, fetch_stream_, fetched_);
+  CountError(status);
+  if (absl::IsDataLoss(status)) NoteLoss(status);
+  fetched_.ApplyTo(gemm, status.ok());
+  gemm.masked_on_device = !status.ok();
 }
 
 void CudaDevice::RunLane(Lane* lane) {

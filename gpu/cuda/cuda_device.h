@@ -55,6 +55,7 @@ class CudaDevice : public Device {
   absl::StatusOr<Allocation> Allocate(uint64_t byte_size) override;
   absl::StatusOr<PrepareResult> Prepare(const PrepareShape& shape) override;
   void Submit(Batch batch, BatchDone done) override;
+  void FetchRows(Gemm& gemm) override;
   void Wait() override;
   uint64_t PredictNanos(const Gemm& gemm) const override;
   absl::Status Healthy() const override;
@@ -96,6 +97,8 @@ class CudaDevice : public Device {
   void* empty_ = nullptr;
   std::unique_ptr<BatchLauncher> batches_;
   std::optional<DeviceFault> next_fault_;  // The loop's.
+  cudaStream_t fetch_stream_ = nullptr;    // Of FetchRows.
+  CountedRows fetched_;
   const NvtxDomain nvtx_;
 
   mutable absl::Mutex mutex_;

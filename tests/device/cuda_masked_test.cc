@@ -173,6 +173,39 @@ TEST_F(CudaMaskedTest, JobsOnOneExpertStackShareALaunchAndGetTheirOwnBits) {
   }
 }
 
+TEST_F(CudaMaskedTest, JobsWhoseRowsAreFetchedFromTheGpuShareALaunchToo) {
+  MakeWeights(392, 656);
+  std::vector<MaskedProduct> products = {MakeProduct(16, {3, 0, 16, 1, 0, 9}), MakeProduct(40, {0, 0, 40, 2, 33, 0}),
+                                         MakeProduct(24, {24, 0, 5, 0, 1, 0})};
+  std::vector<Bytes> expected;
+  std::vector<uint64_t> outputs;
+  Batch batch;
+  for (const MaskedProduct& product : products) {
+    expected.push_back(Alone(product, Place::kHost, Place::kHost));
+    MaskedProduct beyond = product;  // Brought into [0, M_max].
+    for (int32_t& rows : beyond.masked_m) {
+      if (rows == 0) rows = -7;
+      if (rows == product.m_max) rows = 1 << 30;
+    }
+    auto [gemm, d] = Check(beyond, Place::kGpu, Place::kGpu);
+    ASSERT_TRUE(gemm.masked_on_device);
+    device_->FetchRows(gemm);
+    EXPECT_FALSE(gemm.masked_on_device);
+    const Gemm known = Check(product, Place::kHost, Place::kHost).first;
+    ASSERT_EQ(gemm.segments.size(), known.segments.size());
+    for (size_t i = 0; i < known.segments.size(); ++i) {
+      EXPECT_EQ(gemm.segments[i].group, known.segments[i].group);
+      EXPECT_EQ(gemm.segments[i].end, known.segments[i].end);
+    }
+    batch.jobs.emplace_back().gemm = std::move(gemm);
+    outputs.push_back(d);
+  }
+  const uint64_t before = launcher().launches();
+  Run(std::move(batch));
+  EXPECT_EQ(launcher().launches(), before + 1);
+  for (size_t i = 0; i < products.size(); ++i) EXPECT_EQ(Read(outputs[i]), expected[i]) << "job " << i;
+}
+
 TEST_F(CudaMaskedTest, JobsWhoseRowsCostMoreToPackThanALaunchSavesRunEachForItself) {
   MakeWeights(1024, 128);
   const MaskedProduct product = MakeProduct(1500, {1500, 1500, 1500, 0, 0, 0});

@@ -24,13 +24,15 @@ namespace gemmd::testing {
 // Region memory on the heap, for tests without descriptors.
 class HeapMemory : public DeviceMemory {
  public:
-  explicit HeapMemory(uint64_t byte_size) : bytes_(byte_size) {}
+  explicit HeapMemory(uint64_t byte_size, bool on_device = false) : bytes_(byte_size), on_device_(on_device) {}
   uint64_t byte_size() const override { return bytes_.size(); }
   absl::Status ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const override;
   std::byte* data() { return bytes_.data(); }
+  bool on_device() const override { return on_device_; }
 
  private:
   std::vector<std::byte> bytes_;
+  bool on_device_;
 };
 
 struct FakeScript {
@@ -62,6 +64,7 @@ class FakeDevice : public Device {
   absl::StatusOr<Allocation> Allocate(uint64_t byte_size) override;
   absl::StatusOr<PrepareResult> Prepare(const PrepareShape& shape) override;
   void Submit(Batch batch, BatchDone done) override;
+  void FetchRows(Gemm& gemm) override;
   void Wait() override;
   uint64_t PredictNanos(const Gemm& gemm) const override;
   absl::Status Healthy() const override;

@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <linux/futex.h>
 #include <map>
 #include <memory>
@@ -174,6 +175,40 @@ TEST_F(WorkerTest, WithoutMergingEachJobHasALaunchOfItsOwn) {
   for (int i = 0; i < 3; ++i) {
     EXPECT_EQ(device_->FinishOne(), 1u);
     EXPECT_EQ(Receive().batch_jobs, 1u);
+  }
+}
+
+// All of it on the device, the rows of its groups too.
+JobDescriptor MaskedJobOnTheDevice(SampleRegions& regions, uint64_t id) {
+  constexpr uint64_t kMegabyte = 1 << 20, kGroupsOffset = 0xf0000;
+  const uint64_t region = 100 + id;
+  const auto memory = std::make_shared<HeapMemory>(kMegabyte, true);
+  const int32_t rows[kG] = {3, -1, 1000};
+  std::memcpy(memory->data() + kGroupsOffset, rows, sizeof(rows));
+  regions.table.Add(region, memory, Access::kReadWrite);
+  JobDescriptor job = MaskedJob();
+  job.job_id = id;
+  for (const OperandIndex index : {OperandIndex::kA, OperandIndex::kSfa, OperandIndex::kD, OperandIndex::kGroups})
+    job.operand(index).region = region;
+  job.operand(OperandIndex::kGroups).offset = kGroupsOffset;
+  return job;
+}
+
+TEST_F(WorkerTest, MaskedJobsThatWaitShareALaunchThoughOnlyTheDeviceKnowsTheirRows) {
+  std::vector<JobDescriptor> jobs;
+  for (uint64_t id = 1; id <= 4; ++id) jobs.push_back(MaskedJobOnTheDevice(regions_, id));
+  Start({.manual = true});
+  Submit(jobs[0]);
+  device_->AwaitSubmitted(1);
+  for (size_t i = 1; i < 4; ++i) Submit(jobs[i]);
+  AwaitQueued(3);
+  EXPECT_EQ(device_->FinishOne(), 1u);
+  EXPECT_EQ(Receive().flops, 2.0 * kG * kM * kN * kK) << "a job that need not wait keeps its rows on the device";
+  EXPECT_EQ(device_->FinishOne(), 3u);
+  for (int i = 0; i < 3; ++i) {
+    const JobCompletion completion = Receive();
+    EXPECT_EQ(completion.batch_jobs, 3u);
+    EXPECT_EQ(completion.flops, 2.0 * (3 + kM) * kN * kK);
   }
 }
 
