@@ -23,6 +23,8 @@ constexpr absl::Duration kBacklogPoll = absl::Microseconds(100);
 constexpr uint64_t kGoodbyeNanos = 500'000'000;
 
 constexpr uint64_t kFrontEndRing = 1;
+// For how long the loop spins beside a computation, at most.
+constexpr uint64_t kMostBusyNanos = 1'000'000;
 
 bool HasManyCores() { return std::thread::hardware_concurrency() > 1; }
 
@@ -129,8 +131,8 @@ bool Worker::ReadRing(AttachedRing& ring) {
 void Worker::Accept(AttachedRing& ring, const JobDescriptor& descriptor) {
   if (descriptor.op == Op::kCancel) return Cancel(ring, descriptor.cancel_job_id);
   const uint64_t now_ns = MonotonicNanos();
-  last_pause_ns_ = now_ns - last_job_ns_;
-  last_job_ns_ = now_ns;
+  last_pause_ns_ = now_ns - std::min(now_ns, busy_until_ns_);
+  busy_until_ns_ = now_ns;
   auto checked = CheckJob(descriptor, [this](uint64_t region) { return regions_.Find(region); });
   if (const Reason* reason = std::get_if<Reason>(&checked)) {
     return ring.completions.Write(Refusal(descriptor.job_id, *reason));
@@ -141,6 +143,7 @@ void Worker::Accept(AttachedRing& ring, const JobDescriptor& descriptor) {
           .deadline_ns = descriptor.deadline_ns,
           .priority = descriptor.priority,
           .gemm = std::get<Gemm>(std::move(checked))};
+  busy_until_ns_ = now_ns + std::min(device_.PredictNanos(job.gemm), kMostBusyNanos);
   // A job that must wait may share a launch with those that come meanwhile.
   const bool waits = batcher_.queued_jobs() > 0 || !DeviceHasRoom();
   if (merging_ && waits && job.gemm.masked_on_device) device_.FetchRows(job.gemm);
@@ -239,7 +242,7 @@ void Worker::Wait(AttachedRing& ring) {
   const bool can_submit = batcher_.queued_jobs() > 0 && DeviceHasRoom();
   if (!can_submit && !stopping_.load(std::memory_order_acquire)) {
     const uint64_t now_ns = MonotonicNanos();
-    const uint64_t spin_until_ns = last_job_ns_ + SpinNanos();
+    const uint64_t spin_until_ns = busy_until_ns_ + SpinNanos();
     const SpinPolicy spin{spin_until_ns > now_ns ? spin_until_ns - now_ns : 0};
     ring.submissions.Wait(batcher_.EarliestDeadline(), spin);
   }

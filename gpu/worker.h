@@ -27,13 +27,14 @@
 namespace gemmd {
 
 // A futex wake costs 13 to 40 us and a spinning reader reacts in under 1 us, while a tiny product takes a few: so the
-// loop spins for the pause that a client makes between two calls (a gRPC round trip, 60 to 170 us), then sleeps. It
-// learns from the last pause: where that was longer than this, only a little spinning is tried.
+// loop spins while a job is computed, for a millisecond at most, and for the pause that a client makes between two
+// calls (a gRPC round trip, 60 to 170 us), then sleeps. It learns from the last pause: where that was longer than this,
+// only a little spinning is tried.
 inline constexpr uint64_t kDefaultSpinNanos = 400'000;
 
 struct WorkerOptions {
   BatchLimits limits;
-  // After the latest job, at most. 0 never spins; ignored on a machine with one core.
+  // After the latest job's predicted end, at most. 0 never spins; ignored on a machine with one core.
   uint64_t spin_ns = kDefaultSpinNanos;
   FaultInjection faults;  // For tests.
   int loop_cpu = -1;      // The core that the loop stays on; -1 leaves that to the kernel.
@@ -93,8 +94,8 @@ class Worker {
   WorkerGauges& gauges_;  // The loop's.
   BatchMeter meter_;
   Batcher batcher_;              // The loop's.
-  uint64_t last_job_ns_ = 0;     // The loop's.
-  uint64_t last_pause_ns_ = 0;   // The loop's: between the last two jobs.
+  uint64_t busy_until_ns_ = 0;   // The loop's: when the latest job should be done.
+  uint64_t last_pause_ns_ = 0;   // The loop's: from there to the next job.
   bool ring_is_broken_ = false;  // The loop's.
 
   std::atomic<bool> stopping_{false};

@@ -46,13 +46,20 @@ absl::StatusOr<std::vector<PrepareShape>> ReadWarmUp(const std::string& path) {
   return shapes;
 }
 
+// Where a core more or less does not matter, completions are waited for by spinning as long as a product on a GPU
+// takes: a futex wake of a core that sleeps costs 30 to 50 us on a virtual machine.
+constexpr unsigned kManyCores = 8;
+constexpr uint64_t kPatientSpinNanos = 500'000;
+
 ProcessWorkerPoolOptions PoolOptions(const ServerOptions& options, std::optional<int> loop_cpu) {
   ProcessWorkerPoolOptions pool;
   pool.devices = options.workers;
   pool.supervisor.worker_binary = options.worker_binary;
   pool.supervisor.start_timeout_ns = static_cast<uint64_t>(absl::ToInt64Nanoseconds(options.worker_start_timeout));
   pool.link.hang_timeout_ns = static_cast<uint64_t>(absl::ToInt64Nanoseconds(options.worker_hang_timeout));
-  if (std::thread::hardware_concurrency() < 2) pool.link.spin_ns = pool.link.assist_ns = 0;
+  const unsigned cores = std::thread::hardware_concurrency();
+  if (cores < 2) pool.link.spin_ns = pool.link.assist_ns = 0;
+  if (cores >= kManyCores) pool.link.spin_ns = kPatientSpinNanos;
   for (const std::string& device : options.workers) {
     pool.supervisor.workers.push_back(
         {absl::StrCat("--device=", device), absl::StrCat("--threads=", options.worker_threads),

@@ -69,12 +69,12 @@ class ClientDeathTest : public ::testing::TestWithParam<std::string> {
     auto client = Client::Connect(daemon_->address());
     ASSERT_TRUE(client.ok()) << client.status();
     client_ = *std::move(client);
-    // What the doomed clients compute: on a GPU a kernel is compiled for it, and compilers keep memory.
+    // What the doomed clients compute, alone or merged: on a GPU kernels are compiled for it, and compilers keep
+    // memory.
     v1::WarmUpShape shape;
     shape.set_op(v1::WarmUpShape::DENSE);
     shape.set_scaling(v1::SCALING_1D2D);
     shape.set_d_dtype(v1::BF16);
-    shape.set_m(256);
     shape.set_n(2048);
     shape.set_k(2048);
     const auto warm = client_->WarmUp({&shape, 1});
