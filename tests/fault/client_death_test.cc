@@ -35,6 +35,10 @@ constexpr int64_t kMemorySlack = int64_t{24} << 20;
 
 constexpr char kDeviceMebibytes[] = "64";
 
+// On a GPU compilers and the driver keep memory for every kernel that merged requests meet for the first time: up to
+// 65 MiB were seen, and no more after 16 deaths than after 4.
+constexpr int64_t kGpuMemorySlack = int64_t{96} << 20;
+
 struct Usage {
   uint32_t sessions = 0;
   uint64_t regions = 0;
@@ -69,16 +73,6 @@ class ClientDeathTest : public ::testing::TestWithParam<std::string> {
     auto client = Client::Connect(daemon_->address());
     ASSERT_TRUE(client.ok()) << client.status();
     client_ = *std::move(client);
-    // What the doomed clients compute, alone or merged: on a GPU kernels are compiled for it, and compilers keep
-    // memory.
-    v1::WarmUpShape shape;
-    shape.set_op(v1::WarmUpShape::DENSE);
-    shape.set_scaling(v1::SCALING_1D2D);
-    shape.set_d_dtype(v1::BF16);
-    shape.set_n(2048);
-    shape.set_k(2048);
-    const auto warm = client_->WarmUp({&shape, 1});
-    ASSERT_TRUE(warm.ok()) << warm.status();
   }
 
   Usage UsageNow() {
@@ -140,11 +134,12 @@ TEST_P(ClientDeathTest, LeavesNothingBehind) {
     before = UsageNow();
     return false;
   });
+  const int64_t slack = absl::StartsWith(daemon_->device(), "GPU-") ? kGpuMemorySlack : kMemorySlack;
   const int64_t memory_before = MemoryNow();
   for (int i = 0; i < 4; ++i) LetOneDie();
   EXPECT_TRUE(testing::WaitUntil(kReaped, [&] { return UsageNow() == before; }))
       << UsageNow() << "\nbefore: " << before;
-  EXPECT_TRUE(testing::WaitUntil(kReaped, [&] { return MemoryNow() < memory_before + kMemorySlack; }))
+  EXPECT_TRUE(testing::WaitUntil(kReaped, [&] { return MemoryNow() < memory_before + slack; }))
       << MemoryNow() << " bytes, before: " << memory_before;
 
   const ProblemSpec spec{.op = Op::kDense, .m = 3, .n = 64, .k = 128};
