@@ -430,6 +430,7 @@ void RunQuantizeGrid(Checker& checker, bool many_rows) {
 }  // namespace gemmd
 
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // Whoever ends a long run sees what it has found.
   bool every_config = false;
   int effort = 2;
   gemmd::GemmLauncher::Options options;
