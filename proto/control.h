@@ -57,7 +57,8 @@ struct PrepareShape {
   Op op = Op::kNone;
   Scaling scaling = Scaling::kUnset;
   DType d_dtype = DType::kNone;
-  uint8_t reserved[5] = {};
+  bool accumulate = false;
+  uint8_t reserved[4] = {};
   int64_t m = 0;
   int64_t n = 0;
   int64_t k = 0;

@@ -60,6 +60,11 @@ absl::Status SetField(const std::string& where, const FieldDescriptor* field, co
     v1::WarmUpShape::GetReflection()->SetEnum(shape, field, named);
     return absl::OkStatus();
   }
+  if (field->cpp_type() == FieldDescriptor::CPPTYPE_BOOL) {
+    if (!value.is_boolean()) return Bad(where, "true or false", Quote(value));
+    v1::WarmUpShape::GetReflection()->SetBool(shape, field, value.get<bool>());
+    return absl::OkStatus();
+  }
   constexpr auto kLargest = static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
   if (!value.is_number_unsigned() || value.get<uint64_t>() > kLargest) {
     return Bad(where, "an integer of at least 0", Quote(value));

@@ -28,11 +28,17 @@ absl::StatusOr<PrepareShape> ToPrepareShape(const v1::WarmUpShape& shape) {
   if (!grouped && shape.groups() != 0) {
     return absl::InvalidArgumentError(absl::StrCat("groups: expected 0 with DENSE, got ", shape.groups()));
   }
+  const bool may_add =
+      shape.d_dtype() == v1::F32 && (shape.op() == v1::WarmUpShape::DENSE || shape.op() == v1::WarmUpShape::K_GROUPED);
+  if (shape.accumulate() && !may_add) {
+    return absl::InvalidArgumentError("accumulate: expected false but for F32 of DENSE and K_GROUPED, got true");
+  }
   PrepareShape prepare;
   // The operations of WarmUpShape have the numbers of gemmd::Op.
   prepare.op = static_cast<Op>(shape.op());
   prepare.scaling = static_cast<Scaling>(shape.scaling());
   prepare.d_dtype = static_cast<DType>(shape.d_dtype());
+  prepare.accumulate = shape.accumulate();
   prepare.m = shape.m();
   prepare.n = shape.n();
   prepare.k = shape.k();

@@ -251,7 +251,9 @@ absl::StatusOr<PrepareResult> CudaDevice::Prepare(const PrepareShape& shape) {
     gemm.scaling = shape.scaling == Scaling::kNone   ? KernelScaling::kBf16
                    : shape.scaling == Scaling::k1D1D ? KernelScaling::kRowRow
                                                      : KernelScaling::kRowBlock;
-    gemm.output = shape.d_dtype == DType::kF32 ? KernelOutput::kF32 : KernelOutput::kBf16;
+    gemm.output = shape.accumulate               ? KernelOutput::kF32Add
+                  : shape.d_dtype == DType::kF32 ? KernelOutput::kF32
+                                                 : KernelOutput::kBf16;
     gemm.grouping = shape.op == Op::kDense      ? Grouping::kDense
                     : shape.op == Op::kKGrouped ? Grouping::kDepth
                                                 : Grouping::kRows;

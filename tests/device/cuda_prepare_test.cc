@@ -164,6 +164,15 @@ TEST_F(CudaPrepareTest, TheFirstKGroupedJobRunsThePreparedKernel) {
       job);
 }
 
+TEST_F(CudaPrepareTest, TheFirstJobThatAddsRunsThePreparedKernel) {
+  constexpr int64_t kM = 8, kN = 576, kK = 528;
+  PrepareShape shape = ShapeOf(Op::kDense, Scaling::k1D2D, DType::kF32, kM, kN, kK, 0);
+  shape.accumulate = true;
+  JobDescriptor job = DenseJob(Scaling::k1D2D, DType::kF32, kM, kN, kK);
+  job.flags |= kFlagAccumulate;
+  ExpectReady(shape, {KernelScaling::kRowBlock, KernelOutput::kF32Add, Grouping::kDense, kN, kK, {kM}}, job);
+}
+
 TEST_F(CudaPrepareTest, WhatIsReadyFromTheStartNeedsNoCompile) {
   for (const Op op : {Op::kQuantize, Op::kCopy}) {
     const absl::StatusOr<PrepareResult> result =

@@ -25,7 +25,8 @@ std::string ErrorOf(const std::string& text) {
 
 TEST(WarmUpManifestTest, EveryFieldIsRead) {
   const auto request = ParseWarmUpManifest(OneShape(
-      R"("op": "M_GROUPED_MASKED", "scaling": "SCALING_NONE", "d_dtype": "F32", "m": 1, "n": 2, "k": 3, "groups": 4)"));
+      R"("op": "M_GROUPED_MASKED", "scaling": "SCALING_NONE", "d_dtype": "F32", "m": 1, "n": 2, "k": 3, "groups": 4,)"
+      R"("accumulate": true)"));
   ASSERT_TRUE(request.ok()) << request.status();
   ASSERT_EQ(request->shapes_size(), 1);
   const v1::WarmUpShape& shape = request->shapes(0);
@@ -36,6 +37,7 @@ TEST(WarmUpManifestTest, EveryFieldIsRead) {
   EXPECT_EQ(shape.n(), 2);
   EXPECT_EQ(shape.k(), 3);
   EXPECT_EQ(shape.groups(), 4);
+  EXPECT_TRUE(shape.accumulate());
 }
 
 TEST(WarmUpManifestTest, MAndGroupsMayBeLeftOut) {
@@ -70,12 +72,13 @@ TEST(WarmUpManifestTest, WhatIsNoListOfShapesIsRefused) {
 TEST(WarmUpManifestTest, WrongFieldsAreNamedWithWhatWasExpected) {
   const auto with = [](const std::string& field) { return OneShape(absl::StrCat(kDense, ", ", field)); };
   EXPECT_EQ(ErrorOf(with(R"("rows": 1)")),
-            "shapes[0]: expected the fields op, scaling, m, n, k, groups, d_dtype, got \"rows\"");
+            "shapes[0]: expected the fields op, scaling, m, n, k, groups, d_dtype, accumulate, got \"rows\"");
   EXPECT_EQ(ErrorOf(with(R"("m": -1)")), "shapes[0].m: expected an integer of at least 0, got -1");
   EXPECT_EQ(ErrorOf(with(R"("m": 1.5)")), "shapes[0].m: expected an integer of at least 0, got 1.5");
   EXPECT_EQ(ErrorOf(with(R"("m": "1")")), "shapes[0].m: expected an integer of at least 0, got \"1\"");
   EXPECT_EQ(ErrorOf(with(R"("m": 9223372036854775808)")),
             "shapes[0].m: expected an integer of at least 0, got 9223372036854775808");
+  EXPECT_EQ(ErrorOf(with(R"("accumulate": 1)")), "shapes[0].accumulate: expected true or false, got 1");
   EXPECT_EQ(ErrorOf(with(R"("op": "dense")")),
             "shapes[0].op: expected one of DENSE, M_GROUPED_CONTIGUOUS, M_GROUPED_MASKED, K_GROUPED, got \"dense\"");
   EXPECT_EQ(ErrorOf(with(R"("op": 1)")),

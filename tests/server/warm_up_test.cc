@@ -43,6 +43,25 @@ TEST(WarmUpTest, ShapesAreTranslated) {
   EXPECT_EQ(shapes->front().n, 16);
   EXPECT_EQ(shapes->front().k, 32);
   EXPECT_EQ(shapes->front().groups, 3);
+  EXPECT_FALSE(shapes->front().accumulate);
+}
+
+TEST(WarmUpTest, OnlyF32OfDenseAndKGroupedMayAdd) {
+  v1::WarmUpShape shape = Dense();
+  shape.set_accumulate(true);
+  const std::string refused = "shapes[1].accumulate: expected false but for F32 of DENSE and K_GROUPED, got true";
+  EXPECT_EQ(ErrorOf(shape), refused);
+  shape.set_d_dtype(v1::F32);
+  EXPECT_EQ(ErrorOf(shape), "");
+  shape.set_groups(2);
+  shape.set_op(v1::WarmUpShape::M_GROUPED_MASKED);
+  EXPECT_EQ(ErrorOf(shape), refused);
+  shape.set_op(v1::WarmUpShape::K_GROUPED);
+  v1::WarmUpRequest request;
+  *request.add_shapes() = shape;
+  const auto shapes = ToPrepareShapes(request);
+  ASSERT_TRUE(shapes.ok()) << shapes.status();
+  EXPECT_TRUE(shapes->front().accumulate);
 }
 
 TEST(WarmUpTest, ImpossibleShapesAreNamed) {
