@@ -23,8 +23,6 @@ constexpr absl::Duration kBacklogPoll = absl::Microseconds(100);
 constexpr uint64_t kGoodbyeNanos = 500'000'000;
 
 constexpr uint64_t kFrontEndRing = 1;
-// For how long the loop spins beside a computation, at most.
-constexpr uint64_t kMostBusyNanos = 1'000'000;
 
 bool HasManyCores() { return std::thread::hardware_concurrency() > 1; }
 
@@ -49,6 +47,7 @@ Worker::Worker(Device& device, const RegionTable& regions, const WorkerCounters&
       regions_(regions),
       merging_(options.limits.merging),
       spin_ns_(HasManyCores() ? options.spin_ns : 0),
+      spin_beside_ns_(spin_ns_ > 0 ? options.spin_beside_ns : 0),
       faults_(std::move(options.faults)),
       gauges_(counters.gauges()),
       meter_(counters.counts()),
@@ -143,7 +142,7 @@ void Worker::Accept(AttachedRing& ring, const JobDescriptor& descriptor) {
           .deadline_ns = descriptor.deadline_ns,
           .priority = descriptor.priority,
           .gemm = std::get<Gemm>(std::move(checked))};
-  busy_until_ns_ = now_ns + std::min(device_.PredictNanos(job.gemm), kMostBusyNanos);
+  busy_until_ns_ = now_ns + std::min(device_.PredictNanos(job.gemm), spin_beside_ns_);
   // A job that must wait may share a launch with those that come meanwhile.
   const bool waits = batcher_.queued_jobs() > 0 || !DeviceHasRoom();
   if (merging_ && waits && job.gemm.masked_on_device) device_.FetchRows(job.gemm);

@@ -27,15 +27,17 @@
 namespace gemmd {
 
 // A futex wake costs 13 to 40 us and a spinning reader reacts in under 1 us, while a tiny product takes a few: so the
-// loop spins while a job is computed, for a millisecond at most, and for the pause that a client makes between two
-// calls (a gRPC round trip, 60 to 170 us), then sleeps. It learns from the last pause: where that was longer than this,
-// only a little spinning is tried.
+// loop spins for the pause that a client makes between two calls (a gRPC round trip, 60 to 170 us), then sleeps. It
+// learns from the last pause: where that was longer than this, only a little spinning is tried. The pause begins where
+// a GPU is done with the job.
 inline constexpr uint64_t kDefaultSpinNanos = 400'000;
 
 struct WorkerOptions {
   BatchLimits limits;
-  // After the latest job's predicted end, at most. 0 never spins; ignored on a machine with one core.
+  // After the latest job, at most. 0 never spins; ignored on a machine with one core.
   uint64_t spin_ns = kDefaultSpinNanos;
+  // Before that, beside the job's computation, at most. 0 where the device computes on the cores of this machine.
+  uint64_t spin_beside_ns = 0;
   FaultInjection faults;  // For tests.
   int loop_cpu = -1;      // The core that the loop stays on; -1 leaves that to the kernel.
 };
@@ -90,6 +92,7 @@ class Worker {
   const RegionTable& regions_;
   const bool merging_;
   const uint64_t spin_ns_;
+  const uint64_t spin_beside_ns_;
   const FaultInjection faults_;
   WorkerGauges& gauges_;  // The loop's.
   BatchMeter meter_;

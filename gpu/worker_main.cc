@@ -38,10 +38,10 @@ ABSL_FLAG(int, threads, 0, "Threads of the CPU device; 0 means all cores that th
 ABSL_FLAG(std::string, kernel_cache_dir, "",
           "Folder for compiled GPU kernels, shared by all workers; empty keeps them in memory only.");
 ABSL_FLAG(bool, merging, true, "Let waiting jobs on the same weights share a launch.");
-ABSL_FLAG(
-    uint32_t, spin_us, gemmd::kDefaultSpinNanos / 1000,
-    "Microseconds for which the loop spins after a job's end before it sleeps, at most (a quarter where jobs come more "
-    "rarely than that); 0 never spins. No effect on one core.");
+ABSL_FLAG(uint32_t, spin_us, gemmd::kDefaultSpinNanos / 1000,
+          "Microseconds for which the loop spins after a job (on a GPU: its predicted end) before it sleeps, at most "
+          "(a quarter where jobs come more "
+          "rarely than that); 0 never spins. No effect on one core.");
 ABSL_FLAG(int, loop_cpu, -1, "Number of the core that the loop stays on; -1 leaves that to the kernel. Set by gemmd.");
 ABSL_FLAG(uint32_t, queue_limit, gemmd::BatchLimits{}.max_queued_jobs,
           "Jobs that may wait; more are refused with RESOURCE_EXHAUSTED.");
@@ -137,6 +137,8 @@ int Main() {
   }
   WorkerOptions options;
   options.spin_ns = uint64_t{absl::GetFlag(FLAGS_spin_us)} * 1000;
+  constexpr uint64_t kSpinBesideGpuNanos = 1'000'000;
+  if (absl::GetFlag(FLAGS_device) != "cpu") options.spin_beside_ns = kSpinBesideGpuNanos;
   options.loop_cpu = absl::GetFlag(FLAGS_loop_cpu);
   options.limits.merging = absl::GetFlag(FLAGS_merging);
   options.limits.max_queued_jobs = absl::GetFlag(FLAGS_queue_limit);

@@ -152,7 +152,8 @@ struct GemmArgs {
 };
 
 // Arguments of the kernel that makes group_rows: values from others, each brought into [0, most]. They are read once, so
-// that whoever writes to them meanwhile cannot make a GEMM's warps disagree. `host_rows`, if there is such, gets the same for the host.
+// that whoever writes to them meanwhile cannot make a GEMM's warps disagree. `host_rows` (or null) gets the same for the
+// host.
 struct ClampRowsArgs {
   const void* values;
   int* rows;
