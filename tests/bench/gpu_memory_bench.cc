@@ -2,10 +2,9 @@
 // What operands in GPU memory cost, and what is left of them. Three measurements on a gemmd with a GPU worker:
 //
 //   latency   a dense product with A, SFA and D in each kind of memory, B resident, by unary gRPC and by the stream,
-//   one
-//             call after another, in turn with a bare gRPC round trip of messages of the same size
-//             (gemmd-echo-server). What the call takes beside the device's time is `overhead`; over the round trip it
-//             is `overhead_ratio`, goal 1.2;
+//             one at a time, in turn with a bare gRPC round trip of messages of the same size (gemmd-echo-server).
+//             What the call takes beside the device's time is `overhead`; over the round trip it is `overhead_ratio`,
+//             goal 1.2. Exits with 1 if a result is wrong;
 //   register  registering and unregistering 2 MiB of each kind, thousands of times, and what gemmd, its workers and
 //             this process hold before and after;
 //   death     how soon memory on the device is back when the client that brought it, or had gemmd allocate it, is
@@ -386,6 +385,12 @@ Json MeasureAll(testing::Daemon& daemon) {
   return document;
 }
 
+bool AllRight(const Json& document) {
+  if (!document.contains("latency")) return true;
+  const Json& results = document["latency"]["results"];
+  return std::all_of(results.begin(), results.end(), [](const Json& r) { return r.value("check", "ok") == "ok"; });
+}
+
 }  // namespace
 }  // namespace gemmd
 
@@ -394,6 +399,7 @@ int main(int argc, char** argv) {
   std::vector<std::string> flags = {"--workers=" + absl::GetFlag(FLAGS_workers)};
   for (const std::string& flag : absl::GetFlag(FLAGS_daemon_flags)) flags.push_back(flag);
   const auto daemon = gemmd::ValueOrDie(gemmd::testing::Daemon::Start({.flags = flags}), "gemmd");
-  std::printf("%s\n", gemmd::MeasureAll(*daemon).dump(2).c_str());
-  return 0;
+  const auto document = gemmd::MeasureAll(*daemon);
+  std::printf("%s\n", document.dump(2).c_str());
+  return gemmd::AllRight(document) ? 0 : 1;  // A wrong product is no measurement.
 }
