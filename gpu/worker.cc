@@ -142,7 +142,6 @@ void Worker::Accept(AttachedRing& ring, const JobDescriptor& descriptor) {
           .deadline_ns = descriptor.deadline_ns,
           .priority = descriptor.priority,
           .gemm = std::get<Gemm>(std::move(checked))};
-  busy_until_ns_ = now_ns + std::min(device_.PredictNanos(job.gemm), spin_beside_ns_);
   // A job that must wait may share a launch with those that come meanwhile.
   const bool waits = batcher_.queued_jobs() > 0 || !DeviceHasRoom();
   if (merging_ && waits && job.gemm.masked_on_device) device_.FetchRows(job.gemm);
@@ -152,7 +151,10 @@ void Worker::Accept(AttachedRing& ring, const JobDescriptor& descriptor) {
     reason = outputs_.Add(job.gemm);
   }
   if (reason.rule != Rule::kNone) return ring.completions.Write(Refusal(job.job_id, reason));
-  if (batcher_.Add(std::move(job), now_ns)) return;
+  if (batcher_.Add(std::move(job), now_ns)) {
+    busy_until_ns_ = now_ns + std::min(batcher_.queued_predicted_ns(), spin_beside_ns_);
+    return;
+  }
   // Refused, so `job` is untouched. NOLINTBEGIN(bugprone-use-after-move)
   const auto limit = static_cast<int64_t>(batcher_.queued_jobs());
   Finish(job, Refusal(job.job_id,
