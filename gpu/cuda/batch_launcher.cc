@@ -106,14 +106,14 @@ bool AllStillThere(const Batch& batch) {
 
 }  // namespace
 
-std::vector<absl::Status> BatchLauncher::Launch(const Batch& batch, cudaStream_t stream, CountedRows& counted) {
+std::vector<absl::Status> BatchLauncher::Launch(const Batch& batch, const WorkStream& work, CountedRows& counted) {
   if (batch.jobs.size() > 1 && CanShareLaunch(batch) && AllStillThere(batch)) {
     const PackedRows packed(batch);
     if (PackingSaves(batch, packed))
-      return std::vector<absl::Status>(batch.jobs.size(), LaunchTogether(batch, packed, stream));
+      return std::vector<absl::Status>(batch.jobs.size(), LaunchTogether(batch, packed, work));
   }
   std::vector<absl::Status> statuses;
-  for (const Job& job : batch.jobs) statuses.push_back(LaunchJob(job.gemm, stream, counted));
+  for (const Job& job : batch.jobs) statuses.push_back(LaunchJob(job.gemm, work, counted));
   return statuses;
 }
 
@@ -127,20 +127,20 @@ absl::Status BatchLauncher::FetchRows(const Gemm& gemm, cudaStream_t stream, Cou
   return status.ok() ? CudaStatus(cudaStreamSynchronize(stream), "fetching the rows of groups") : status;
 }
 
-absl::Status BatchLauncher::LaunchJob(const Gemm& gemm, cudaStream_t stream, CountedRows& counted) {
+absl::Status BatchLauncher::LaunchJob(const Gemm& gemm, const WorkStream& work, CountedRows& counted) {
   switch (gemm.op) {
     case Op::kCopy:
-      return Copy(gemm, stream);
+      return Copy(gemm, work);
     case Op::kQuantize:
-      return Quantize(gemm, stream);
+      return Quantize(gemm, work);
     case Op::kTranspose:
-      return Transpose(gemm, stream);
+      return Transpose(gemm, work);
     case Op::kKGrouped:
-      return MultiplyDepth(gemm, stream);
+      return MultiplyDepth(gemm, work);
     case Op::kDense:
     case Op::kMGroupedContiguous:
     case Op::kMGroupedMasked:
-      return Multiply(gemm, stream, counted);
+      return Multiply(gemm, work, counted);
     case Op::kNone:
     case Op::kCancel:
       break;
@@ -148,19 +148,19 @@ absl::Status BatchLauncher::LaunchJob(const Gemm& gemm, cudaStream_t stream, Cou
   return absl::InternalError("not an operation for a device");
 }
 
-absl::Status BatchLauncher::Copy(const Gemm& gemm, cudaStream_t stream) {
+absl::Status BatchLauncher::Copy(const Gemm& gemm, const WorkStream& work) {
   if (gemm.k == 0) return absl::OkStatus();
   for (const OperandIndex index : {OperandIndex::kA, OperandIndex::kD}) {
     if (absl::Status status = MemoryOf(gemm.operand(index)).CheckStillThere(); !status.ok()) return status;
   }
   return CudaStatus(
       cudaMemcpyAsync(AddressOf(gemm.operand(OperandIndex::kD)), AddressOf(gemm.operand(OperandIndex::kA)),
-                      static_cast<size_t>(gemm.k), cudaMemcpyDefault, stream),
+                      static_cast<size_t>(gemm.k), cudaMemcpyDefault, work.stream),
       "copying");
 }
 
-absl::Status BatchLauncher::Quantize(const Gemm& gemm, cudaStream_t stream) {
-  Staging staging(stream, empty_);
+absl::Status BatchLauncher::Quantize(const Gemm& gemm, const WorkStream& work) {
+  Staging staging(work);
   absl::StatusOr<GpuWindow> x = staging.Input(gemm.operand(OperandIndex::kA));
   if (!x.ok()) return x.status();
   absl::StatusOr<GpuWindow> q = staging.Output(gemm.operand(OperandIndex::kD));
@@ -179,7 +179,7 @@ absl::Status BatchLauncher::Quantize(const Gemm& gemm, cudaStream_t stream) {
   const bool blocks = gemm.quantize_block == QuantizeBlock::k128x128;
   absl::Status status = launcher_.LaunchQuantize(
       args, gemm.operand(OperandIndex::kA).dtype == DType::kBf16 ? QuantizeInput::kBf16 : QuantizeInput::kF32,
-      blocks ? QuantizeShape::kBlock : QuantizeShape::kRow, stream);
+      blocks ? QuantizeShape::kBlock : QuantizeShape::kRow, work.stream);
   if (status.ok()) status = staging.Return(*q, gemm.operand(OperandIndex::kD), 0, 0, gemm.m);
   if (status.ok()) {
     status = staging.Return(*sf, gemm.operand(OperandIndex::kSfd), 0, 0, blocks ? CeilDiv(gemm.m, 128) : gemm.m);
@@ -187,15 +187,15 @@ absl::Status BatchLauncher::Quantize(const Gemm& gemm, cudaStream_t stream) {
   return status;
 }
 
-absl::Status BatchLauncher::Transpose(const Gemm& gemm, cudaStream_t stream) {
+absl::Status BatchLauncher::Transpose(const Gemm& gemm, const WorkStream& work) {
   if (gemm.m == 0 || gemm.k == 0) return absl::OkStatus();
-  Staging staging(stream, empty_);
+  Staging staging(work);
   const absl::StatusOr<GpuWindow> from = staging.Input(gemm.operand(OperandIndex::kA));
   if (!from.ok()) return from.status();
   const absl::StatusOr<GpuWindow> to = staging.Output(gemm.operand(OperandIndex::kD));
   if (!to.ok()) return to.status();
   const RowMoves moves = TransposeMoves(*from, *to);
-  if (absl::Status status = launcher_.LaunchMoveRows(moves.InPieces(), moves.unit(), stream); !status.ok())
+  if (absl::Status status = launcher_.LaunchMoveRows(moves.InPieces(), moves.unit(), work.stream); !status.ok())
     return status;
   return staging.Return(*to, gemm.operand(OperandIndex::kD), 0, 0, gemm.k);
 }
@@ -236,8 +236,8 @@ absl::Status BatchLauncher::QuantizeRows(Staging& staging, cudaStream_t stream, 
   return absl::OkStatus();
 }
 
-absl::Status BatchLauncher::Multiply(const Gemm& gemm, cudaStream_t stream, CountedRows& counted) {
-  Staging staging(stream, empty_);
+absl::Status BatchLauncher::Multiply(const Gemm& gemm, const WorkStream& work, CountedRows& counted) {
+  Staging staging(work);
   GemmCall call;
   call.scaling = ScalingOf(gemm);
   call.output = OutputOf(gemm);
@@ -245,7 +245,7 @@ absl::Status BatchLauncher::Multiply(const Gemm& gemm, cudaStream_t stream, Coun
   call.clip_rows = gemm.op != Op::kDense;
   if (call.segments.empty() || gemm.n == 0) return absl::OkStatus();
   if (gemm.masked_on_device) {
-    if (absl::Status status = CountRows(gemm, staging, stream, counted, &call); !status.ok()) return status;
+    if (absl::Status status = CountRows(gemm, staging, work.stream, counted, &call); !status.ok()) return status;
   }
   absl::StatusOr<GpuWindow> a = InputOf(staging, gemm, OperandIndex::kA);
   if (!a.ok()) return a.status();
@@ -254,7 +254,7 @@ absl::Status BatchLauncher::Multiply(const Gemm& gemm, cudaStream_t stream, Coun
   if (call.scaling != KernelScaling::kBf16) {
     absl::Status status;
     if (gemm.operand(OperandIndex::kA).dtype == DType::kBf16) {
-      status = QuantizeRows(staging, stream, &*a, &call.sfa);
+      status = QuantizeRows(staging, work.stream, &*a, &call.sfa);
     } else {
       absl::StatusOr<GpuWindow> sfa = InputOf(staging, gemm, OperandIndex::kSfa);
       status = sfa.status();
@@ -274,7 +274,7 @@ absl::Status BatchLauncher::Multiply(const Gemm& gemm, cudaStream_t stream, Coun
   call.a = MatrixOf(*a);
   call.b = MatrixOf(*b);
   call.d = MatrixOf(*d);
-  if (absl::Status status = launcher_.Launch(call, stream); !status.ok()) return status;
+  if (absl::Status status = launcher_.Launch(call, work.stream); !status.ok()) return status;
   return ReturnRows(staging, *d, output, call.segments);
 }
 
@@ -291,8 +291,8 @@ absl::Status BatchLauncher::CountRows(const Gemm& gemm, Staging& staging, cudaSt
                                    stream);
 }
 
-absl::Status BatchLauncher::MultiplyDepth(const Gemm& gemm, cudaStream_t stream) {
-  Staging staging(stream, empty_);
+absl::Status BatchLauncher::MultiplyDepth(const Gemm& gemm, const WorkStream& work) {
+  Staging staging(work);
   GemmCall call;
   call.scaling = ScalingOf(gemm);
   call.output = OutputOf(gemm);
@@ -328,7 +328,7 @@ absl::Status BatchLauncher::MultiplyDepth(const Gemm& gemm, cudaStream_t stream)
     k_before += k;
     block += CeilDiv(k, 128);
   }
-  if (absl::Status status = launcher_.Launch(call, stream); !status.ok()) return status;
+  if (absl::Status status = launcher_.Launch(call, work.stream); !status.ok()) return status;
   return ReturnRows(staging, *d, output, call.segments);
 }
 
@@ -400,27 +400,27 @@ absl::Status BatchLauncher::Scatter(const GpuWindow& all, cudaStream_t stream, c
   return launcher_.LaunchMoveRows(moves.InPieces(), moves.unit(), stream);
 }
 
-absl::Status BatchLauncher::LaunchTogether(const Batch& batch, const PackedRows& packed, cudaStream_t stream) {
+absl::Status BatchLauncher::LaunchTogether(const Batch& batch, const PackedRows& packed, const WorkStream& work) {
   const Gemm& first = batch.jobs[0].gemm;
   if (packed.rows() == 0 || first.n == 0) return absl::OkStatus();
-  Staging staging(stream, empty_);
+  Staging staging(work);
   GemmCall call;
   call.scaling = ScalingOf(first);
   call.output = OutputOf(first);
   call.segments = packed.segments();
   call.clip_rows = first.op != Op::kDense;
-  absl::StatusOr<GpuWindow> a = Gather(staging, stream, batch, packed, OperandIndex::kA);
+  absl::StatusOr<GpuWindow> a = Gather(staging, work.stream, batch, packed, OperandIndex::kA);
   if (!a.ok()) return a.status();
   absl::StatusOr<GpuWindow> b = staging.Input(first.operand(OperandIndex::kB));
   if (!b.ok()) return b.status();
   if (call.scaling != KernelScaling::kBf16) {
     absl::Status status;
     if (first.operand(OperandIndex::kSfa).present()) {
-      const absl::StatusOr<GpuWindow> sfa = Gather(staging, stream, batch, packed, OperandIndex::kSfa);
+      const absl::StatusOr<GpuWindow> sfa = Gather(staging, work.stream, batch, packed, OperandIndex::kSfa);
       status = sfa.status();
       if (sfa.ok()) call.sfa = ScalesOf(*sfa);
     } else {
-      status = QuantizeRows(staging, stream, &*a, &call.sfa);
+      status = QuantizeRows(staging, work.stream, &*a, &call.sfa);
     }
     const absl::StatusOr<GpuWindow> sfb = staging.Input(first.operand(OperandIndex::kSfb));
     status.Update(sfb.status());
@@ -436,8 +436,8 @@ absl::Status BatchLauncher::LaunchTogether(const Batch& batch, const PackedRows&
   call.a = MatrixOf(*a);
   call.b = MatrixOf(*b);
   call.d = MatrixOf(d);
-  if (absl::Status status = launcher_.Launch(call, stream); !status.ok()) return status;
-  return Scatter(d, stream, batch, packed);
+  if (absl::Status status = launcher_.Launch(call, work.stream); !status.ok()) return status;
+  return Scatter(d, work.stream, batch, packed);
 }
 
 }  // namespace gemmd

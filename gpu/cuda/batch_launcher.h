@@ -21,25 +21,24 @@ namespace gemmd {
 
 class BatchLauncher {
  public:
-  // `empty`: 256 bytes of GPU memory that stand for operands without elements.
-  BatchLauncher(GemmLauncher& launcher, void* empty) : launcher_(launcher), empty_(empty) {}
+  explicit BatchLauncher(GemmLauncher& launcher) : launcher_(launcher) {}
 
   // One status for each job. Work that failed to start leaves the outputs as they were, or partly written. `counted`
   // gets the rows that only the GPU knows.
-  std::vector<absl::Status> Launch(const Batch& batch, cudaStream_t stream, CountedRows& counted);
+  std::vector<absl::Status> Launch(const Batch& batch, const WorkStream& work, CountedRows& counted);
 
   // Has the GPU write the masked rows of a job, which only it knows, to `counted`; waits for that alone, not for what
   // other streams do.
   absl::Status FetchRows(const Gemm& gemm, cudaStream_t stream, CountedRows& counted);
 
  private:
-  absl::Status LaunchJob(const Gemm& gemm, cudaStream_t stream, CountedRows& counted);
-  absl::Status LaunchTogether(const Batch& batch, const PackedRows& packed, cudaStream_t stream);
-  absl::Status Copy(const Gemm& gemm, cudaStream_t stream);
-  absl::Status Quantize(const Gemm& gemm, cudaStream_t stream);
-  absl::Status Transpose(const Gemm& gemm, cudaStream_t stream);
-  absl::Status Multiply(const Gemm& gemm, cudaStream_t stream, CountedRows& counted);
-  absl::Status MultiplyDepth(const Gemm& gemm, cudaStream_t stream);
+  absl::Status LaunchJob(const Gemm& gemm, const WorkStream& work, CountedRows& counted);
+  absl::Status LaunchTogether(const Batch& batch, const PackedRows& packed, const WorkStream& work);
+  absl::Status Copy(const Gemm& gemm, const WorkStream& work);
+  absl::Status Quantize(const Gemm& gemm, const WorkStream& work);
+  absl::Status Transpose(const Gemm& gemm, const WorkStream& work);
+  absl::Status Multiply(const Gemm& gemm, const WorkStream& work, CountedRows& counted);
+  absl::Status MultiplyDepth(const Gemm& gemm, const WorkStream& work);
 
   // A or SFA on the GPU, or what is multiplied of it.
   static absl::StatusOr<GpuWindow> InputOf(Staging& staging, const Gemm& gemm, OperandIndex index);
@@ -56,7 +55,6 @@ class BatchLauncher {
   absl::Status QuantizeRows(Staging& staging, cudaStream_t stream, GpuWindow* a, ScaleView* sfa);
 
   GemmLauncher& launcher_;
-  void* empty_;
 };
 
 }  // namespace gemmd

@@ -18,7 +18,8 @@
 namespace gemmd {
 namespace {
 
-constexpr size_t kEmptyBytes = 256;
+// Of each stream: for small products. Larger ones take much longer than an allocation.
+constexpr size_t kScratchBytes = size_t{8} << 20;
 
 // For PredictNanos: what a product and a copy reach, near enough to order queues by.
 constexpr double kFlopsPerNano = 1.1e6;
@@ -127,7 +128,6 @@ absl::Status CudaDevice::Start(const CudaDeviceOptions& options) {
 
   cudaDeviceProp properties;
   absl::Status status = CudaStatus(cudaGetDeviceProperties(&properties, device_), "reading device properties");
-  status.Update(CudaStatus(cudaMalloc(&empty_, kEmptyBytes), "allocating GPU memory"));
   cudaMemPool_t pool = nullptr;
   status.Update(CudaStatus(cudaDeviceGetDefaultMemPool(&pool, device_), "memory pool"));
   if (!status.ok()) return status;
@@ -147,7 +147,7 @@ absl::Status CudaDevice::Start(const CudaDeviceOptions& options) {
   traits_.mps = mps != 0;
   traits_.max_batches_in_flight = options.streams;
   status.Update(ReadPeaks());
-  batches_ = std::make_unique<BatchLauncher>(*launcher_, empty_);
+  batches_ = std::make_unique<BatchLauncher>(*launcher_);
   int lowest_priority = 0, highest_priority = 0;
   status.Update(CudaStatus(cudaDeviceGetStreamPriorityRange(&lowest_priority, &highest_priority), "making a stream"));
   status.Update(CudaStatus(cudaStreamCreateWithPriority(&fetch_stream_, cudaStreamNonBlocking, highest_priority),
@@ -155,7 +155,10 @@ absl::Status CudaDevice::Start(const CudaDeviceOptions& options) {
   for (int i = 0; i < options.streams && status.ok(); ++i) {
     lanes_.push_back(std::make_unique<Lane>());
     Lane* lane = lanes_.back().get();
-    status.Update(CudaStatus(cudaStreamCreateWithFlags(&lane->stream, cudaStreamNonBlocking), "making a stream"));
+    status.Update(CudaStatus(cudaStreamCreateWithFlags(&lane->work.stream, cudaStreamNonBlocking), "making a stream"));
+    void* scratch = nullptr;
+    status.Update(CudaStatus(cudaMalloc(&scratch, kScratchBytes), "allocating GPU memory"));
+    if (scratch != nullptr) lane->work.scratch = absl::MakeSpan(static_cast<char*>(scratch), kScratchBytes);
     status.Update(CudaStatus(cudaEventCreateWithFlags(&lane->finished, cudaEventDisableTiming), "making an event"));
   }
   status.Update(launcher_->PrepareFallbacks());
@@ -196,11 +199,11 @@ CudaDevice::~CudaDevice() {
   for (const std::unique_ptr<Lane>& lane : lanes_) {
     if (lane->thread.joinable()) lane->thread.join();
     if (lane->finished != nullptr) cudaEventDestroy(lane->finished);
-    if (lane->stream != nullptr) cudaStreamDestroy(lane->stream);
+    if (lane->work.stream != nullptr) cudaStreamDestroy(lane->work.stream);
+    cudaFree(lane->work.scratch.data());
   }
   if (fetch_stream_ != nullptr) cudaStreamDestroy(fetch_stream_);
   launcher_.reset();
-  if (empty_ != nullptr) cudaFree(empty_);
 }
 
 absl::StatusOr<std::shared_ptr<DeviceMemory>> CudaDevice::Map(const RegionSpec& spec, UniqueFd fd) {
@@ -293,15 +296,15 @@ void CudaDevice::Submit(Batch batch, BatchDone done) {
   const NvtxDomain::Range range = nvtx_.Begin(batch);
   BatchResult result;
   result.launched_ns = NowNanos();
-  if (next_fault_) LaunchFault(*std::exchange(next_fault_, std::nullopt), lane->stream).IgnoreError();
+  if (next_fault_) LaunchFault(*std::exchange(next_fault_, std::nullopt), lane->work.stream).IgnoreError();
   absl::Status counted;  // Jobs that shared a launch share its error.
-  for (const absl::Status& status : batches_->Launch(batch, lane->stream, lane->counted)) {
+  for (const absl::Status& status : batches_->Launch(batch, lane->work, lane->counted)) {
     if (status != counted) CountError(status);
     counted = status;
     if (absl::IsDataLoss(status)) NoteLoss(status);
     result.reasons.push_back(ReasonOf(status));
   }
-  const cudaError_t error = cudaEventRecord(lane->finished, lane->stream);
+  const cudaError_t error = cudaEventRecord(lane->finished, lane->work.stream);
   if (error != cudaSuccess) NoteFailure(error);
   absl::MutexLock lock(&mutex_);
   lane->batch = std::move(batch);

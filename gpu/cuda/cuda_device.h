@@ -67,7 +67,7 @@ class CudaDevice : public Device {
  private:
   // A stream, and the batch that runs on it.
   struct Lane {
-    cudaStream_t stream = nullptr;
+    WorkStream work;
     cudaEvent_t finished = nullptr;
     bool busy = false;     // Guarded by mutex_, as are the rest.
     bool started = false;  // The thread may wait for it.
@@ -94,7 +94,6 @@ class CudaDevice : public Device {
   DeviceTraits traits_;
   Driver driver_;
   std::unique_ptr<GemmLauncher> launcher_;
-  void* empty_ = nullptr;
   std::unique_ptr<BatchLauncher> batches_;
   std::optional<DeviceFault> next_fault_;  // The loop's.
   cudaStream_t fetch_stream_ = nullptr;    // Of FetchRows.

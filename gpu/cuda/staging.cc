@@ -9,6 +9,7 @@
 namespace gemmd {
 namespace {
 
+constexpr size_t kScratchAlignment = 256;
 constexpr int64_t kPitchBytes = 16;  // TMA takes row pitches that are multiples of 16 bytes.
 // What a copy must save: enqueueing one takes the host about 5 us, in which PCIe moves that much.
 constexpr int64_t kWorthACopy = 256 << 10;
@@ -108,12 +109,19 @@ Staging::~Staging() {
 }
 
 absl::StatusOr<char*> Staging::Allocate(int64_t byte_size) {
-  if (byte_size == 0) return empty_;
+  if (byte_size == 0) return scratch_.data();
+  const size_t size = static_cast<size_t>(byte_size);
+  if (size <= scratch_.size() - scratch_used_) {
+    char* const data = scratch_.data() + scratch_used_;
+    scratch_used_ = std::min((scratch_used_ + size + kScratchAlignment - 1) / kScratchAlignment * kScratchAlignment,
+                             scratch_.size());
+    return data;
+  }
   void* data = nullptr;
-  cudaError_t error = cudaMallocAsync(&data, static_cast<size_t>(byte_size), stream_);
+  cudaError_t error = cudaMallocAsync(&data, size, stream_);
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    error = AllocateAfterOthers(&data, static_cast<size_t>(byte_size), stream_);
+    error = AllocateAfterOthers(&data, size, stream_);
   }
   if (error != cudaSuccess) {
     cudaGetLastError();
@@ -126,7 +134,7 @@ absl::StatusOr<char*> Staging::Allocate(int64_t byte_size) {
 absl::StatusOr<GpuWindow> Staging::Output(const Operand& operand) {
   if (absl::Status status = MemoryOf(operand).CheckStillThere(); !status.ok()) return status;
   // Nobody has checked the strides of an operand without elements.
-  if (IsEmpty(operand)) return LayOut(operand, empty_, false);
+  if (IsEmpty(operand)) return LayOut(operand, scratch_.data(), false);
   if (MemoryOf(operand).on_device()) {
     return GpuWindow{AddressOf(operand), operand.rank, ByteSize(operand.dtype), operand.shape, operand.strides};
   }
