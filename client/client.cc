@@ -3,6 +3,7 @@
 
 #include "client/grpc_status.h"
 #include "client/run_stream_reactor.h"
+#include "client/unary_wait.h"
 #include "gemmd/v1/sessions.grpc.pb.h"
 #include "proto/broker.h"
 
@@ -158,7 +159,11 @@ absl::StatusOr<v1::RunResponse> Client::Run(const v1::RunRequest& request, CallO
   grpc::ClientContext context;
   Prepare(options, &context);
   v1::RunResponse response;
-  const grpc::Status status = gemm_->Run(&context, request, &response);
+  grpc::Status status;
+  grpc::CompletionQueue queue;
+  const auto call = gemm_->AsyncRun(&context, request, &queue);
+  call->Finish(&response, &status, nullptr);
+  AwaitCall(queue, options_.spin);
   if (!status.ok()) return FromGrpc(status);
   return response;
 }

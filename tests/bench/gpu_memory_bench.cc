@@ -20,6 +20,7 @@
 #include "tests/bench/measure.h"
 #include "tests/e2e/process.h"
 
+#include "absl/algorithm/container.h"
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/strings/match.h"
@@ -50,6 +51,11 @@ ABSL_FLAG(int64_t, n, 4096, "latency: rows of B.");
 ABSL_FLAG(int64_t, k, 7168, "latency: columns of A and B.");
 ABSL_FLAG(std::vector<std::string>, transports, std::vector<std::string>({"pool", "device", "device_ipc", "host"}),
           "latency: where A, SFA and D are.");
+ABSL_FLAG(
+    std::vector<std::string>, paths, std::vector<std::string>({"unary", "stream"}),
+    "latency: how the calls are made. A stream starts threads in this process that then read the network for unary "
+    "calls and round trips too: for a program that has none, measure them apart.");
+ABSL_FLAG(int, spin_us, -1, "latency: ConnectOptions::spin of the client; -1: not set.");
 ABSL_FLAG(int, rounds, 15, "latency: interleaved rounds.");
 ABSL_FLAG(int, calls, 100, "latency: calls of each transport and path, and round trips beside them, in a round.");
 ABSL_FLAG(bool, check, true, "latency: compare the last result of each transport and path with the reference.");
@@ -187,21 +193,25 @@ Json MeasureLatency(const Subject& subject) {
   const int calls = absl::GetFlag(FLAGS_calls);
   WarmUp(subject.client, spec);
   const auto weights = ValueOrDie(Weights::Create(&subject.client, spec, Transport::kTensor, 1), "weights");
-  const std::unique_ptr<RunStream> stream = subject.client.OpenStream();
+  for (const std::string& path : absl::GetFlag(FLAGS_paths)) {
+    if (path == "unary" || path == "stream") continue;
+    OkOrDie(absl::InvalidArgumentError(absl::StrCat("expected unary or stream, got ", path)), "--paths");
+  }
+  const bool streams = absl::c_linear_search(absl::GetFlag(FLAGS_paths), "stream");
+  const std::unique_ptr<RunStream> stream = streams ? subject.client.OpenStream() : nullptr;
   // A problem of its own for each path, so that each has its own result.
   std::vector<std::unique_ptr<Problem>> problems;
   std::vector<Series> all;
   for (const std::string& name : absl::GetFlag(FLAGS_transports)) {
     const Transport transport = ValueOrDie(ParseTransport(name), "transports");
-    for (const char* const path : {"unary", "stream"}) {
+    for (const std::string& path : absl::GetFlag(FLAGS_paths)) {
       problems.push_back(
           ValueOrDie(Problem::Create(&subject.client, spec, transport, weights, problems.size() + 2), "operands"));
       const v1::RunRequest& request = problems.back()->request();
-      all.push_back(
-          {.transport = name,
-           .path = path,
-           .problem = problems.back().get(),
-           .call = path == std::string("unary") ? UnaryCall(subject.client, request) : StreamCall(*stream, request)});
+      all.push_back({.transport = name,
+                     .path = path,
+                     .problem = problems.back().get(),
+                     .call = path == "unary" ? UnaryCall(subject.client, request) : StreamCall(*stream, request)});
     }
   }
   const Echo echo(all.front().call());
@@ -214,10 +224,11 @@ Json MeasureLatency(const Subject& subject) {
   for (int round = 0; round < rounds; ++round) {
     for (Series& series : all) MeasureRound(series, echo, calls);
   }
-  OkOrDie(stream->Close(), "stream");
+  if (streams) OkOrDie(stream->Close(), "stream");
   Json reports = Json::array();
   for (Series& series : all) reports.push_back(Report(series, absl::GetFlag(FLAGS_check)));
   return Json{{"shape", ShapeText(spec)},
+              {"spin_us", absl::GetFlag(FLAGS_spin_us)},
               {"rounds", rounds},
               {"calls_per_round", calls},
               {"request_bytes", problems.front()->request().ByteSizeLong()},
@@ -359,7 +370,9 @@ Json MeasureDeaths(const Subject& subject, const std::string& stage) {
 }
 
 Json MeasureAll(testing::Daemon& daemon) {
-  const auto client = ValueOrDie(Client::Connect(daemon.address()), "connect");
+  ConnectOptions connect;
+  if (const int spin_us = absl::GetFlag(FLAGS_spin_us); spin_us >= 0) connect.spin = absl::Microseconds(spin_us);
+  const auto client = ValueOrDie(Client::Connect(daemon.address(), connect), "connect");
   const v1::ServerInfo info = ValueOrDie(client->GetInfo(), "GetInfo");
   const v1::WorkerInfo& worker = info.workers(0);
   if (!absl::StartsWith(worker.device(), "GPU-")) {

@@ -28,10 +28,12 @@
 namespace gemmd {
 namespace {
 
-// Answers Run with the inline bytes of A, or with INVALID_ARGUMENT if there are none; keeps tensors in memory.
+// Answers Run with the inline bytes of A, or with INVALID_ARGUMENT if there are none, after 20 ms for each step of
+// priority.
 class FakeGemm final : public v1::Gemm::Service {
  public:
   grpc::Status Run(grpc::ServerContext* context, const v1::RunRequest* request, v1::RunResponse* response) override {
+    absl::SleepFor(absl::Milliseconds(20) * static_cast<int>(request->priority()));
     const auto& metadata = context->client_metadata();
     const auto session = metadata.find(kSessionMetadata);
     const absl::MutexLock lock(&mutex_);
@@ -292,6 +294,39 @@ TEST_F(ClientTest, RegionKeepsTheSessionOpen) {
 TEST_F(ClientTest, BrokersRefusalIsPassedOn) {
   const auto region = Connect()->CreateHostRegion(13);
   EXPECT_EQ(region.status(), absl::ResourceExhaustedError("quota: expected less"));
+}
+
+// Whether the answer comes while the caller polls or while it sleeps.
+TEST_F(ClientTest, CallsThatPollGetTheirAnswersAndErrors) {
+  for (const absl::Duration spin : {absl::ZeroDuration(), absl::Microseconds(100), absl::Seconds(20)}) {
+    const auto client = Client::Connect("unix:" + socket_, {.open_session = false, .spin = spin});
+    ASSERT_TRUE(client.ok()) << client.status();
+    for (const uint32_t priority : {0u, 1u}) {
+      const auto response = (*client)->Dense(Call("abc"), {.priority = priority});
+      ASSERT_TRUE(response.ok()) << response.status();
+      EXPECT_EQ(response->d(), "abc");
+      EXPECT_EQ((*client)->Dense({}, {.priority = priority}).status(),
+                absl::InvalidArgumentError("a: expected elements"));
+    }
+    const auto late = (*client)->Dense(Call("abc"), {.timeout = absl::Milliseconds(1), .priority = 3});
+    EXPECT_EQ(late.status().code(), absl::StatusCode::kDeadlineExceeded);
+  }
+}
+
+TEST_F(ClientTest, MoreThreadsThanMayPollAllGetTheirAnswers) {
+  const auto client = Client::Connect("unix:" + socket_, {.open_session = false, .spin = absl::Milliseconds(5)});
+  ASSERT_TRUE(client.ok()) << client.status();
+  std::vector<std::thread> threads;
+  for (unsigned i = 0; i < 2 * std::thread::hardware_concurrency() + 2; ++i) {
+    threads.emplace_back([&client, i] {
+      for (int call = 0; call < 20; ++call) {
+        const std::string bytes = absl::StrCat(i, ".", call);
+        const auto response = (*client)->Dense(Call(bytes));
+        EXPECT_TRUE(response.ok() && response->d() == bytes) << response.status();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
 }
 
 TEST_F(ClientTest, AsynchronousCallsAnswerByCallback) {

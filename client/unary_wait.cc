@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "client/unary_wait.h"
+
+#include "absl/time/clock.h"
+#include <grpc/support/time.h>
+
+#include <algorithm>
+#include <atomic>
+#include <thread>
+
+namespace gemmd {
+namespace {
+
+constexpr unsigned kManyCores = 8;
+constexpr absl::Duration kPatientSpin = absl::Microseconds(500);
+
+unsigned Cores() {
+  static const unsigned cores = std::thread::hardware_concurrency();
+  return cores;
+}
+
+// Threads of this process that poll now.
+std::atomic<unsigned> polling{0};
+
+class PollingSlot {
+ public:
+  PollingSlot() : taken_(polling.fetch_add(1, std::memory_order_relaxed) < std::max(Cores() / 4, 1u)) {}
+  ~PollingSlot() { polling.fetch_sub(1, std::memory_order_relaxed); }
+  PollingSlot(const PollingSlot&) = delete;
+  PollingSlot& operator=(const PollingSlot&) = delete;
+  bool taken() const { return taken_; }
+
+ private:
+  const bool taken_;
+};
+
+bool Poll(grpc::CompletionQueue& queue, absl::Duration spin) {
+  const PollingSlot slot;
+  if (!slot.taken()) return false;
+  const gpr_timespec past = gpr_inf_past(GPR_CLOCK_MONOTONIC);  // A look at the socket, no wait.
+  const absl::Time end = absl::Now() + spin;
+  void* tag = nullptr;
+  bool ok = false;
+  do {
+    if (queue.AsyncNext(&tag, &ok, past) == grpc::CompletionQueue::GOT_EVENT) return true;
+  } while (absl::Now() < end);
+  return false;
+}
+
+}  // namespace
+
+absl::Duration DefaultSpin() { return Cores() >= kManyCores ? kPatientSpin : absl::ZeroDuration(); }
+
+void AwaitCall(grpc::CompletionQueue& queue, std::optional<absl::Duration> spin) {
+  const absl::Duration patience = spin.value_or(DefaultSpin());
+  void* tag = nullptr;
+  bool ok = false;
+  if (patience <= absl::ZeroDuration() || !Poll(queue, patience)) queue.Next(&tag, &ok);
+  queue.Shutdown();
+  while (queue.Next(&tag, &ok)) {
+  }
+}
+
+}  // namespace gemmd
