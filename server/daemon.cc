@@ -12,12 +12,14 @@
 #include "server/tls.h"
 #include "server/warm_up.h"
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "spdlog/spdlog.h"
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 #include <utility>
@@ -47,9 +49,24 @@ absl::StatusOr<std::vector<PrepareShape>> ReadWarmUp(const std::string& path) {
 }
 
 // Where a core more or less does not matter, completions are waited for by spinning as long as a product on a GPU
-// takes: a futex wake of a core that sleeps costs 30 to 50 us on a virtual machine.
+// takes: a futex wake of a core that sleeps costs 30 to 50 us on a virtual machine. So is the network beside such a
+// product, and for the time that a client takes to send its next request.
 constexpr unsigned kManyCores = 8;
 constexpr uint64_t kPatientSpinNanos = 500'000;
+constexpr uint64_t kNetworkPauseNanos = 200'000;
+
+void SetSpins(const ServerOptions& options, WorkerLinkOptions& link) {
+  const unsigned cores = std::thread::hardware_concurrency();
+  if (cores < 2 || options.spin_us == 0) {
+    link.spin_ns = link.assist_ns = 0;
+    return;
+  }
+  if (options.spin_us < 0 && cores < kManyCores) return;
+  link.spin_ns = options.spin_us < 0 ? kPatientSpinNanos : static_cast<uint64_t>(options.spin_us) * 1000;
+  if (absl::c_all_of(options.workers, [](const std::string& device) { return device == kCpuDevice; })) return;
+  link.network_spin_ns = link.spin_ns;
+  link.network_pause_ns = std::min(link.spin_ns, kNetworkPauseNanos);
+}
 
 ProcessWorkerPoolOptions PoolOptions(const ServerOptions& options, std::optional<int> loop_cpu) {
   ProcessWorkerPoolOptions pool;
@@ -57,15 +74,14 @@ ProcessWorkerPoolOptions PoolOptions(const ServerOptions& options, std::optional
   pool.supervisor.worker_binary = options.worker_binary;
   pool.supervisor.start_timeout_ns = static_cast<uint64_t>(absl::ToInt64Nanoseconds(options.worker_start_timeout));
   pool.link.hang_timeout_ns = static_cast<uint64_t>(absl::ToInt64Nanoseconds(options.worker_hang_timeout));
-  const unsigned cores = std::thread::hardware_concurrency();
-  if (cores < 2) pool.link.spin_ns = pool.link.assist_ns = 0;
-  if (cores >= kManyCores) pool.link.spin_ns = kPatientSpinNanos;
+  SetSpins(options, pool.link);
   for (const std::string& device : options.workers) {
     pool.supervisor.workers.push_back(
         {absl::StrCat("--device=", device), absl::StrCat("--threads=", options.worker_threads),
          absl::StrCat("--kernel_cache_dir=", options.kernel_cache_dir),
          absl::StrCat("--merging=", options.merging ? "true" : "false"),
          absl::StrCat("--log_level=", options.log_level), absl::StrCat("--log_format=", options.log_format)});
+    if (options.spin_us == 0) pool.supervisor.workers.back().push_back("--spin_us=0");
     if (loop_cpu) pool.supervisor.workers.back().push_back(absl::StrCat("--loop_cpu=", *loop_cpu));
   }
   return pool;

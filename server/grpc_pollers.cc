@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/grpc_pollers.h"
 
+#include "server/network_spin.h"
+
 #include "absl/time/clock.h"
 #include <grpc/support/cpu.h>
 #include <grpcpp/create_channel.h>
@@ -147,8 +149,9 @@ void GrpcPollers::Nudge() {
   });
 }
 
+// What the thread that waits polled in vain is not load.
 double GrpcPollers::CpuSeconds() const {
-  double seconds = 0;
+  double seconds = -static_cast<double>(network_spin::SpunNanos()) * 1e-9;
   for (const pid_t thread : threads_) {
     timespec used{};
     if (clock_gettime(CpuClock(thread), &used) == 0) {

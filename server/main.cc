@@ -53,6 +53,11 @@ ABSL_FLAG(absl::Duration, worker_hang_timeout, gemmd::ServerOptions().worker_han
           "How long a worker may leave requests without finishing any (beyond what their size explains) before it is "
           "killed and started again; 0: forever.");
 ABSL_FLAG(
+    int, spin_us, -1,
+    "Microseconds for which threads that wait for a product, or for the network beside one on a GPU, poll before they "
+    "sleep; -1: 500 where there are 8 cores or more, 100 where there are fewer; 0: none polls, nor do the workers' "
+    "loops. Less where the container may use less CPU time than its cores have.");
+ABSL_FLAG(
     std::string, warmup_manifest, "",
     "JSON file of shapes, the fields of gemmd.v1.WarmUpRequest: {\"shapes\": [{\"op\": \"DENSE\", \"scaling\": "
     "\"SCALING_1D2D\", \"d_dtype\": \"BF16\", \"m\": 0, \"n\": 2112, \"k\": 7168}]}. Every worker prepares them before "
@@ -211,6 +216,7 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.worker_hang_timeout = absl::GetFlag(FLAGS_worker_hang_timeout);
   options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   options.worker_threads = absl::GetFlag(FLAGS_worker_threads);
+  options.spin_us = absl::GetFlag(FLAGS_spin_us);
   options.warmup_manifest = absl::GetFlag(FLAGS_warmup_manifest);
   absl::StatusOr<std::vector<std::string>> tensor_dirs = ParseTensorDirectories(absl::GetFlag(FLAGS_tensor_dirs));
   if (!tensor_dirs.ok()) return tensor_dirs.status();

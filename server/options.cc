@@ -93,6 +93,11 @@ absl::Status CheckSizes(const ServerOptions& options) {
                                                    absl::FormatDuration(kMinConnectionAge), ", got ",
                                                    absl::FormatDuration(options.max_connection_age)));
   }
+  constexpr int kLongestSpinMicros = 1'000'000;
+  if (options.spin_us < -1 || options.spin_us > kLongestSpinMicros) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--spin_us: expected -1 to ", kLongestSpinMicros, ", got ", options.spin_us));
+  }
   if (options.worker_threads < 0) return absl::InvalidArgumentError("--worker_threads: expected at least 0");
   if (options.drain_delay < absl::ZeroDuration()) return absl::InvalidArgumentError("--drain_delay: negative");
   if (options.drain_timeout < absl::ZeroDuration()) return absl::InvalidArgumentError("--drain_timeout: negative");

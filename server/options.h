@@ -47,6 +47,7 @@ struct ServerOptions {
   std::vector<std::string> workers;  // Devices: "cpu", or the UUID of a GPU.
   std::string worker_binary;
   int worker_threads = 0;        // Of a CPU worker; 0: one per core.
+  int spin_us = -1;              // How long threads that wait poll before they sleep; -1: as the machine allows.
   std::string kernel_cache_dir;  // Of GPU workers; empty: kernels are compiled at every start.
   bool merging = true;
   TlsFiles tls;

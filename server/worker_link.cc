@@ -2,6 +2,7 @@
 #include "server/worker_link.h"
 
 #include "proto/message_socket.h"
+#include "server/network_spin.h"
 
 #include "absl/strings/str_cat.h"
 #include "spdlog/spdlog.h"
@@ -117,6 +118,7 @@ absl::StatusOr<uint64_t> WorkerLink::Submit(const JobDescriptor& descriptor, dou
   free_jobs_.pop_back();
   submitted_ns_[index].store(now_ns, std::memory_order_relaxed);
   work_in_flight_.fetch_add(work, std::memory_order_relaxed);
+  if (options_.network_spin_ns > 0) network_spin::KeepUntil(now_ns + options_.network_spin_ns);
   return job.job_id;
 }
 
@@ -317,6 +319,7 @@ bool WorkerLink::DrainRing() {
 }
 
 void WorkerLink::Complete(const JobCompletion& completion) {
+  if (options_.network_pause_ns > 0) network_spin::KeepUntil(MonotonicNanos() + options_.network_pause_ns);
   PendingJob job;
   if (!TakeJob(completion.job_id, job)) {
     unknown_job_.Log(spdlog::level::err, "worker completed a job that it was not given");

@@ -44,7 +44,7 @@ class GpuMemoryTest : public ::testing::Test {
   static void SetUpTestSuite() {
     folder_ = new testing::TemporaryDirectory;
     const std::string worker = testing::WorkerWithFlags(*folder_, "gemmd-worker-fake", {"--fill=66"});
-    auto daemon = testing::Daemon::Start({.flags = {"--workers=gpu", "--worker_binary=" + worker}});
+    auto daemon = testing::Daemon::Start({.flags = {"--workers=gpu", "--worker_binary=" + worker, "--spin_us=300"}});
     ASSERT_TRUE(daemon.ok()) << daemon.status();
     daemon_ = daemon->release();
   }

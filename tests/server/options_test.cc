@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/options.h"
 
+#include "absl/strings/str_cat.h"
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -79,6 +80,19 @@ TEST(OptionsTest, LoopbackIsOnlyWhatCannotBeAnythingElse) {
     EXPECT_TRUE(IsLoopback(text)) << text;
   for (const char* text : {"0.0.0.0:1", "[::]:1", "10.0.0.1:1", "127.0.0.1.example.com:1", "127.0.0.x:1", "host:1"}) {
     EXPECT_FALSE(IsLoopback(text)) << text;
+  }
+}
+
+TEST(OptionsTest, SpinIsAtMostASecond) {
+  ServerOptions options = Valid();
+  for (const int spin_us : {-1, 0, 1'000'000}) {
+    options.spin_us = spin_us;
+    EXPECT_TRUE(Validate(options).ok()) << spin_us;
+  }
+  for (const int spin_us : {-2, 1'000'001}) {
+    options.spin_us = spin_us;
+    EXPECT_EQ(Validate(options),
+              absl::InvalidArgumentError(absl::StrCat("--spin_us: expected -1 to 1000000, got ", spin_us)));
   }
 }
 
