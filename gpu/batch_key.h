@@ -49,7 +49,7 @@ struct BatchKey {
 };
 
 // None for operations that never merge: k-grouped, quantize, copy, transpose, and masked ones whose rows only the
-// device knows (Worker has them fetched where jobs must wait).
+// device knows (Worker reads them where jobs must wait).
 std::optional<BatchKey> BatchKeyOf(const Gemm& gemm);
 
 // Rows of A that the job multiplies: what it adds to a merged launch.

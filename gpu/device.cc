@@ -6,8 +6,6 @@
 
 namespace gemmd {
 
-void Device::FetchRows(Gemm&) {}
-
 void Device::InjectFault(DeviceFault fault) {
   if (fault == DeviceFault::kIllegalAccess) raise(SIGSEGV);
   while (true) pause();

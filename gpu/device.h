@@ -22,15 +22,16 @@
 namespace gemmd {
 
 // Memory that a device can reach: a mapped region or a tensor. Destroying it unmaps it; jobs hold it by shared_ptr, so
-// that nothing is unmapped under a running kernel.
+// that nothing is unmapped under a running kernel. Its device must outlive it.
 class DeviceMemory {
  public:
   virtual ~DeviceMemory() = default;
   virtual uint64_t byte_size() const = 0;
   // Copies [offset, offset + byte_size) to host memory, for small arrays that the job check reads (groups).
-  // Errors: OUT_OF_RANGE if the memory is no longer there (a shared-memory object was truncated).
+  // Any thread; but the worker's loop only where on_device(). Errors: OUT_OF_RANGE if the memory is no longer there (a
+  // shared-memory object was truncated), DATA_LOSS if the device is beyond repair (and Device::Healthy says so).
   virtual absl::Status ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const = 0;
-  // Whether it is the device's own memory: there ReadBytes may have to wait behind the copies of running batches.
+  // Whether it is the device's own memory: there ReadBytes takes some microseconds, but waits for no running batch.
   virtual bool on_device() const { return false; }
 };
 
@@ -99,10 +100,6 @@ class Device {
   // Starts a batch. Worker's loop only, at most traits().max_batches_in_flight unfinished. `done` is called exactly
   // once, from any thread, possibly before Submit returns (small batches may be computed right here).
   virtual void Submit(Batch batch, BatchDone done) = 0;
-
-  // Fetches the masked rows of a job that only the device knows, so that it can share a launch: afterwards `segments`
-  // say them and masked_on_device is false. Leaves the job as it is where that cannot be had. Worker's loop only.
-  virtual void FetchRows(Gemm& gemm);
 
   // Returns when every submitted batch is done.
   virtual void Wait() = 0;

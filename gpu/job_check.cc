@@ -5,6 +5,8 @@
 #include "gpu/memory_window.h"
 #include "gpu/row_groups.h"
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 
 #include <algorithm>
@@ -35,6 +37,19 @@ int64_t Clamp(Wide value) {
 }
 
 int64_t CeilDiv(int64_t value, int64_t divisor) { return value / divisor + (value % divisor != 0 ? 1 : 0); }
+
+// Copies the array out of shared memory once; everything after works on the copy.
+absl::StatusOr<std::vector<int64_t>> ReadGroupArray(const Operand& groups) {
+  std::vector<int64_t> values(static_cast<size_t>(groups.shape[0]));
+  if (values.empty()) return values;
+  const uint64_t byte_size = values.size() * static_cast<uint64_t>(ByteSize(groups.dtype));
+  std::vector<int32_t> narrow(groups.dtype == DType::kI32 ? values.size() : 0);
+  void* const destination = narrow.empty() ? static_cast<void*>(values.data()) : narrow.data();
+  if (absl::Status status = groups.memory->ReadBytes(groups.offset, byte_size, destination); !status.ok())
+    return status;
+  std::copy(narrow.begin(), narrow.end(), values.begin());
+  return values;
+}
 
 // One job's way through the rules. Each step may rely on those before it.
 class Check {
@@ -312,43 +327,29 @@ class Check {
         gemm_.segments.push_back({group, 0, gemm_.m});
       return {};
     }
-    std::vector<int64_t> values;
-    if (const Reason reason = ReadGroupArray(values); Failed(reason)) return reason;
-    if (job_.op == Op::kKGrouped) return CheckKGroups(std::move(values));
+    absl::StatusOr<std::vector<int64_t>> values = ReadGroupArray(gemm_.operand(OperandIndex::kGroups));
+    if (absl::IsDataLoss(values.status())) {
+      return {.field = JobField::kDevice, .rule = Rule::kDeviceLost, .got = values.status().raw_code()};
+    }
+    if (!values.ok()) return {.field = JobField::kGroups, .rule = Rule::kRegionShrank};
+    if (job_.op == Op::kKGrouped) return CheckKGroups(*std::move(values));
     constexpr int64_t kDefaultAlignment = 128;
     const RowGroupSpec spec{
         .encoding = job_.group_encoding,
         .rows = gemm_.m,
         .groups = gemm_.groups,
         .alignment = job_.group_alignment == 0 ? kDefaultAlignment : static_cast<int64_t>(job_.group_alignment)};
-    return AppendSegments(spec, values, gemm_.segments);
+    return AppendSegments(spec, *values, gemm_.segments);
   }
 
-  // Whether masked_m need not be read here, where it would wait behind the copies of running batches: its rows are
-  // all on the device, so nothing has to be copied by rows, and whatever its values are, clamped they are right.
+  // Whether masked_m need not be read here, where the loop would wait for the device: its rows are all there, so
+  // nothing has to be copied by rows, and whatever its values are, clamped they are right.
   bool RowsStayOnDevice() const {
     if (job_.op != Op::kMGroupedMasked) return false;
     for (const OperandIndex index : {OperandIndex::kGroups, OperandIndex::kA, OperandIndex::kSfa, OperandIndex::kD}) {
       if (gemm_.operand(index).present() && !gemm_.operand(index).memory->on_device()) return false;
     }
     return true;
-  }
-
-  // Copies the array out of shared memory once; everything after works on the copy.
-  Reason ReadGroupArray(std::vector<int64_t>& values) {
-    const Operand& groups = gemm_.operand(OperandIndex::kGroups);
-    const auto count = static_cast<size_t>(groups.shape[0]);
-    const auto read = [&](void* destination) {
-      const uint64_t byte_size = count * static_cast<uint64_t>(ByteSize(groups.dtype));
-      return count == 0 || groups.memory->ReadBytes(groups.offset, byte_size, destination).ok();
-    };
-    constexpr Reason kShrank{.field = JobField::kGroups, .rule = Rule::kRegionShrank};
-    values.resize(count);
-    if (groups.dtype == DType::kI64) return read(values.data()) ? Reason{} : kShrank;
-    std::vector<int32_t> narrow(count);
-    if (!read(narrow.data())) return kShrank;
-    std::copy(narrow.begin(), narrow.end(), values.begin());
-    return {};
   }
 
   Reason CheckKGroups(std::vector<int64_t> ks) {
@@ -378,6 +379,17 @@ std::variant<Gemm, Reason> CheckJob(const JobDescriptor& job, RegionLookup find_
   Check check(job, find_region);
   if (const Reason reason = check.Run(); Failed(reason)) return reason;
   return check.TakeGemm();
+}
+
+void ReadMaskedRows(Gemm& gemm) {
+  const absl::StatusOr<std::vector<int64_t>> rows = ReadGroupArray(gemm.operand(OperandIndex::kGroups));
+  if (!rows.ok()) return;
+  gemm.segments.clear();
+  for (int64_t group = 0; group < gemm.groups; ++group) {
+    const int64_t end = std::clamp<int64_t>((*rows)[static_cast<size_t>(group)], 0, gemm.m);
+    if (end > 0) gemm.segments.push_back({group, 0, end});
+  }
+  gemm.masked_on_device = false;
 }
 
 }  // namespace gemmd

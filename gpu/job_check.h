@@ -33,6 +33,10 @@ using RegionLookup = absl::FunctionRef<RegionHit(uint64_t region)>;
 // exists; their offset becomes 0.
 std::variant<Gemm, Reason> CheckJob(const JobDescriptor& job, RegionLookup find_region);
 
+// Reads the masked rows that CheckJob left to the device, so that the job can share a launch: afterwards `segments` say
+// them, each brought into [0, M_max], and masked_on_device is false. Leaves the job as it is where that fails.
+void ReadMaskedRows(Gemm& gemm);
+
 }  // namespace gemmd
 
 #endif  // GEMMD_GPU_JOB_CHECK_H_

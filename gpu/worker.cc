@@ -144,7 +144,7 @@ void Worker::Accept(AttachedRing& ring, const JobDescriptor& descriptor) {
           .gemm = std::get<Gemm>(std::move(checked))};
   // A job that must wait may share a launch with those that come meanwhile.
   const bool waits = batcher_.queued_jobs() > 0 || !DeviceHasRoom();
-  if (merging_ && waits && job.gemm.masked_on_device) device_.FetchRows(job.gemm);
+  if (merging_ && waits && job.gemm.masked_on_device) ReadMaskedRows(job.gemm);
   Reason reason;
   {
     absl::MutexLock lock(&mutex_);

@@ -117,16 +117,6 @@ std::vector<absl::Status> BatchLauncher::Launch(const Batch& batch, const WorkSt
   return statuses;
 }
 
-absl::Status BatchLauncher::FetchRows(const Gemm& gemm, cudaStream_t stream, CountedRows& counted) {
-  const Operand& groups = gemm.operand(OperandIndex::kGroups);
-  if (absl::Status status = MemoryOf(groups).CheckStillThere(); !status.ok()) return status;
-  const absl::StatusOr<int*> rows = counted.Add(&gemm, gemm.groups);
-  if (!rows.ok()) return rows.status();
-  absl::Status status = launcher_.LaunchClampRows(
-      {AddressOf(groups), *rows, static_cast<int>(gemm.groups), static_cast<int>(gemm.m)}, stream);
-  return status.ok() ? CudaStatus(cudaStreamSynchronize(stream), "fetching the rows of groups") : status;
-}
-
 absl::Status BatchLauncher::LaunchJob(const Gemm& gemm, const WorkStream& work, CountedRows& counted) {
   switch (gemm.op) {
     case Op::kCopy:

@@ -27,10 +27,6 @@ class BatchLauncher {
   // gets the rows that only the GPU knows.
   std::vector<absl::Status> Launch(const Batch& batch, const WorkStream& work, CountedRows& counted);
 
-  // Has the GPU write the masked rows of a job, which only it knows, to `counted`; waits for that alone, not for what
-  // other streams do.
-  absl::Status FetchRows(const Gemm& gemm, cudaStream_t stream, CountedRows& counted);
-
  private:
   absl::Status LaunchJob(const Gemm& gemm, const WorkStream& work, CountedRows& counted);
   absl::Status LaunchTogether(const Batch& batch, const PackedRows& packed, const WorkStream& work);

@@ -50,15 +50,6 @@ void CountedRows::ApplyTo(Batch& batch, bool written) {
       if (&job.gemm == count.gemm) SetSegments(job.gemm, count.rows);
     }
   }
-  Forget();
-}
-
-void CountedRows::ApplyTo(Gemm& gemm, bool written) {
-  if (written && !counts_.empty()) SetSegments(gemm, counts_.front().rows);
-  Forget();
-}
-
-void CountedRows::Forget() {
   counts_.clear();
   for (Block& block : blocks_) block.used = 0;
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How many rows the groups of masked products had, where only the GPU knew when they were launched: the GPU writes the
 // numbers into page-locked memory, and once the batch is done its jobs get the segments that were multiplied, so that
-// rows and FLOPs are counted as they were. One batch at a time, or one job before its launch.
+// rows and FLOPs are counted as they were. One batch at a time.
 #ifndef GEMMD_GPU_CUDA_COUNTED_ROWS_H_
 #define GEMMD_GPU_CUDA_COUNTED_ROWS_H_
 
@@ -28,7 +28,6 @@ class CountedRows {
 
   // Gives the jobs of the batch, which is done, their segments if the numbers were `written`, and forgets all.
   void ApplyTo(Batch& batch, bool written);
-  void ApplyTo(Gemm& gemm, bool written);
 
  private:
   struct Block {
@@ -40,9 +39,6 @@ class CountedRows {
     const Gemm* gemm = nullptr;  // Of the batch: jobs stay where they are when a batch moves.
     const int* rows = nullptr;
   };
-
-  void Forget();
-
   std::vector<Block> blocks_;
   std::vector<Count> counts_;
 };

@@ -125,6 +125,12 @@ absl::Status CudaDevice::Start(const CudaDeviceOptions& options) {
   absl::StatusOr<std::unique_ptr<GemmLauncher>> launcher = GemmLauncher::Create(options.kernels);
   if (!launcher.ok()) return launcher.status();
   launcher_ = *std::move(launcher);
+  absl::StatusOr<std::unique_ptr<GpuReader>> reader = GpuReader::Open(*launcher_, device_, [this](const auto& status) {
+    CountError(status);
+    if (absl::IsDataLoss(status)) NoteLoss(status);
+  });
+  if (!reader.ok()) return reader.status();
+  reader_ = *std::move(reader);
 
   cudaDeviceProp properties;
   absl::Status status = CudaStatus(cudaGetDeviceProperties(&properties, device_), "reading device properties");
@@ -148,10 +154,6 @@ absl::Status CudaDevice::Start(const CudaDeviceOptions& options) {
   traits_.max_batches_in_flight = options.streams;
   status.Update(ReadPeaks());
   batches_ = std::make_unique<BatchLauncher>(*launcher_);
-  int lowest_priority = 0, highest_priority = 0;
-  status.Update(CudaStatus(cudaDeviceGetStreamPriorityRange(&lowest_priority, &highest_priority), "making a stream"));
-  status.Update(CudaStatus(cudaStreamCreateWithPriority(&fetch_stream_, cudaStreamNonBlocking, highest_priority),
-                           "making a stream"));
   for (int i = 0; i < options.streams && status.ok(); ++i) {
     lanes_.push_back(std::make_unique<Lane>());
     Lane* lane = lanes_.back().get();
@@ -202,7 +204,7 @@ CudaDevice::~CudaDevice() {
     if (lane->work.stream != nullptr) cudaStreamDestroy(lane->work.stream);
     cudaFree(lane->work.scratch.data());
   }
-  if (fetch_stream_ != nullptr) cudaStreamDestroy(fetch_stream_);
+  reader_.reset();
   launcher_.reset();
 }
 
@@ -213,10 +215,10 @@ absl::StatusOr<std::shared_ptr<DeviceMemory>> CudaDevice::Map(const RegionSpec& 
     case RegionKind::kTensor:
     case RegionKind::kPool:
     case RegionKind::kDevice:
-      memory = GpuMemory::Import(driver_, device_, spec, std::move(fd));
+      memory = GpuMemory::Import(driver_, *reader_, spec, std::move(fd));
       break;
     case RegionKind::kDeviceIpc:
-      memory = IpcGpuMemory::Open(driver_, device_, spec);
+      memory = IpcGpuMemory::Open(driver_, *reader_, spec);
       break;
     case RegionKind::kHost:
     case RegionKind::kSharedMemory:
@@ -229,12 +231,12 @@ absl::StatusOr<std::shared_ptr<DeviceMemory>> CudaDevice::Map(const RegionSpec& 
 
 absl::StatusOr<Allocation> CudaDevice::Allocate(uint64_t byte_size) {
   cudaSetDevice(device_);
-  absl::StatusOr<std::shared_ptr<GpuMemory>> memory = GpuMemory::Allocate(driver_, device_, byte_size);
+  absl::StatusOr<std::shared_ptr<GpuMemory>> memory = GpuMemory::Allocate(driver_, *reader_, byte_size);
   if (absl::IsResourceExhausted(memory.status())) {
     // Scratch that no batch uses goes first.
     cudaMemPool_t pool = nullptr;
     if (cudaDeviceGetDefaultMemPool(&pool, device_) == cudaSuccess) cudaMemPoolTrimTo(pool, 0);
-    memory = GpuMemory::Allocate(driver_, device_, byte_size);
+    memory = GpuMemory::Allocate(driver_, *reader_, byte_size);
   }
   CountError(memory.status());
   if (!memory.ok()) return memory.status();
@@ -311,16 +313,6 @@ void CudaDevice::Submit(Batch batch, BatchDone done) {
   lane->done = std::move(done);
   lane->result = std::move(result);
   lane->started = true;
-}
-
-void CudaDevice::FetchRows(Gemm& gemm) {
-  if (!gemm.masked_on_device || gemm.groups == 0) return;
-  cudaSetDevice(device_);
-  const absl::Status status = batches_->FetchRows(gemm, fetch_stream_, fetched_);
-  CountError(status);
-  if (absl::IsDataLoss(status)) NoteLoss(status);
-  fetched_.ApplyTo(gemm, status.ok());
-  gemm.masked_on_device = !status.ok();
 }
 
 void CudaDevice::RunLane(Lane* lane) {

@@ -10,6 +10,7 @@
 #include "gpu/cuda/batch_launcher.h"
 #include "gpu/cuda/driver.h"
 #include "gpu/cuda/gemm_launcher.h"
+#include "gpu/cuda/gpu_reader.h"
 #include "gpu/cuda/nvtx_range.h"
 #include "gpu/device.h"
 
@@ -55,7 +56,6 @@ class CudaDevice : public Device {
   absl::StatusOr<Allocation> Allocate(uint64_t byte_size) override;
   absl::StatusOr<PrepareResult> Prepare(const PrepareShape& shape) override;
   void Submit(Batch batch, BatchDone done) override;
-  void FetchRows(Gemm& gemm) override;
   void Wait() override;
   uint64_t PredictNanos(const Gemm& gemm) const override;
   absl::Status Healthy() const override;
@@ -94,10 +94,9 @@ class CudaDevice : public Device {
   DeviceTraits traits_;
   Driver driver_;
   std::unique_ptr<GemmLauncher> launcher_;
+  std::unique_ptr<GpuReader> reader_;
   std::unique_ptr<BatchLauncher> batches_;
   std::optional<DeviceFault> next_fault_;  // The loop's.
-  cudaStream_t fetch_stream_ = nullptr;    // Of FetchRows.
-  CountedRows fetched_;
   const NvtxDomain nvtx_;
 
   mutable absl::Mutex mutex_;

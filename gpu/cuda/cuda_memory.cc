@@ -46,10 +46,6 @@ absl::Status CheckUnsealed(int fd, uint64_t byte_size) {
   return absl::OkStatus();
 }
 
-absl::Status ReadGpu(const char* address, uint64_t byte_size, void* destination) {
-  return CudaStatus(cudaMemcpy(destination, address, byte_size, cudaMemcpyDeviceToHost), "reading GPU memory");
-}
-
 absl::Status SamePidNumber() {
   return absl::FailedPreconditionError(
       "ipc: the client and this worker have the same process number in different PID namespaces, and CUDA takes the "
@@ -89,8 +85,13 @@ absl::Status CudaMemory::CheckRange(uint64_t offset, uint64_t byte_size) const {
   return absl::OutOfRangeError(absl::StrCat("region: expected at most ", byte_size_, " bytes"));
 }
 
+absl::Status CudaMemory::ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const {
+  if (absl::Status status = CheckRange(offset, byte_size); !status.ok()) return status;
+  return reader_->Read(address_ + offset, byte_size, destination);
+}
+
 HostMemory::HostMemory(uint64_t byte_size, SharedMapping mapping, UniqueFd fd)
-    : CudaMemory(byte_size, false), mapping_(std::move(mapping)), fd_(std::move(fd)) {
+    : CudaMemory(byte_size, nullptr), mapping_(std::move(mapping)), fd_(std::move(fd)) {
   address_ = reinterpret_cast<char*>(mapping_.data());
 }
 
@@ -149,10 +150,12 @@ absl::Status HostMemory::ReadBytes(uint64_t offset, uint64_t byte_size, void* de
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::shared_ptr<GpuMemory>> GpuMemory::Allocate(const Driver& driver, int device, uint64_t byte_size) {
+absl::StatusOr<std::shared_ptr<GpuMemory>> GpuMemory::Allocate(const Driver& driver, GpuReader& reader,
+                                                               uint64_t byte_size) {
+  const int device = reader.device();
   absl::StatusOr<uint64_t> bytes = RoundToGranule(driver, device, byte_size);
   if (!bytes.ok()) return bytes.status();
-  std::shared_ptr<GpuMemory> memory(new GpuMemory(driver, byte_size));
+  std::shared_ptr<GpuMemory> memory(new GpuMemory(driver, reader, byte_size));
   const CUmemAllocationProp properties = PropertiesFor(device);
   absl::Status status =
       CudaStatus(driver.mem_create(&memory->handle_, *bytes, &properties, 0), "allocating GPU memory");
@@ -165,11 +168,12 @@ absl::StatusOr<std::shared_ptr<GpuMemory>> GpuMemory::Allocate(const Driver& dri
   return memory;
 }
 
-absl::StatusOr<std::shared_ptr<GpuMemory>> GpuMemory::Import(const Driver& driver, int device, const RegionSpec& spec,
-                                                             UniqueFd fd) {
+absl::StatusOr<std::shared_ptr<GpuMemory>> GpuMemory::Import(const Driver& driver, GpuReader& reader,
+                                                             const RegionSpec& spec, UniqueFd fd) {
+  const int device = reader.device();
   absl::StatusOr<uint64_t> bytes = RoundToGranule(driver, device, spec.byte_size);
   if (!bytes.ok()) return bytes.status();
-  std::shared_ptr<GpuMemory> memory(new GpuMemory(driver, spec.byte_size));
+  std::shared_ptr<GpuMemory> memory(new GpuMemory(driver, reader, spec.byte_size));
   void* descriptor = reinterpret_cast<void*>(static_cast<intptr_t>(fd.get()));
   const CUresult result = driver.mem_import(&memory->handle_, descriptor, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
   if (absl::Status status = CudaStatus(result, "importing GPU memory"); !status.ok()) {
@@ -222,11 +226,6 @@ GpuMemory::~GpuMemory() {
   if (has_handle_) driver_.mem_release(handle_);
 }
 
-absl::Status GpuMemory::ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const {
-  if (absl::Status status = CheckRange(offset, byte_size); !status.ok()) return status;
-  return ReadGpu(address_ + offset, byte_size, destination);
-}
-
 absl::StatusOr<UniqueFd> GpuMemory::Export() const {
   int fd = -1;
   const CUresult result = driver_.mem_export(&fd, handle_, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
@@ -234,10 +233,10 @@ absl::StatusOr<UniqueFd> GpuMemory::Export() const {
   return UniqueFd(fd);
 }
 
-absl::StatusOr<std::shared_ptr<IpcGpuMemory>> IpcGpuMemory::Open(const Driver& driver, int device,
+absl::StatusOr<std::shared_ptr<IpcGpuMemory>> IpcGpuMemory::Open(const Driver& driver, GpuReader& reader,
                                                                  const RegionSpec& spec) {
   if (absl::Status status = CheckOwner(spec.ipc); !status.ok()) return status;
-  std::shared_ptr<IpcGpuMemory> memory(new IpcGpuMemory(spec.byte_size));
+  std::shared_ptr<IpcGpuMemory> memory(new IpcGpuMemory(reader, spec.byte_size));
   cudaIpcMemHandle_t handle;
   static_assert(sizeof(handle) == sizeof(spec.ipc.handle));
   std::memcpy(&handle, spec.ipc.handle, sizeof(handle));
@@ -255,7 +254,7 @@ absl::StatusOr<std::shared_ptr<IpcGpuMemory>> IpcGpuMemory::Open(const Driver& d
       CudaStatus(driver.mem_address_range(&base, &allocation_bytes, reinterpret_cast<CUdeviceptr>(memory->allocation_)),
                  "a client's GPU memory"));
   if (!status.ok()) return status;
-  if (attributes.device != device) {
+  if (attributes.device != reader.device()) {
     return absl::InvalidArgumentError("ipc.handle: expected memory of the GPU that `gpu` names, got another's");
   }
   if (allocation_bytes != spec.ipc.allocation_bytes) {
@@ -270,11 +269,6 @@ absl::StatusOr<std::shared_ptr<IpcGpuMemory>> IpcGpuMemory::Open(const Driver& d
 // CUDA counts how often an allocation is open in this process.
 IpcGpuMemory::~IpcGpuMemory() {
   if (allocation_ != nullptr) cudaIpcCloseMemHandle(allocation_);
-}
-
-absl::Status IpcGpuMemory::ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const {
-  if (absl::Status status = CheckRange(offset, byte_size); !status.ok()) return status;
-  return ReadGpu(address_ + offset, byte_size, destination);
 }
 
 }  // namespace gemmd

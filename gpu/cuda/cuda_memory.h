@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Memory that the CUDA device reaches: host regions, page-locked for DMA; allocations on the GPU that live as long as
 // somebody holds their descriptor, this worker's own and clients'; and clients' allocations by legacy IPC handle. Each
-// object belongs to one GPU. Any thread.
+// object belongs to one GPU. Any thread; but ReadBytes of GPU memory, as GpuReader, is the worker's loop's.
 #ifndef GEMMD_GPU_CUDA_CUDA_MEMORY_H_
 #define GEMMD_GPU_CUDA_CUDA_MEMORY_H_
 
 #include "gpu/cuda/driver.h"
+#include "gpu/cuda/gpu_reader.h"
 #include "gpu/device.h"
 #include "proto/shared_memory.h"
 #include "proto/unique_fd.h"
@@ -26,10 +27,13 @@ class CudaMemory : public DeviceMemory {
   char* address() const { return address_; }
   // OUT_OF_RANGE if the memory has become smaller than it was registered.
   virtual absl::Status CheckStillThere() const { return absl::OkStatus(); }
-  bool on_device() const override { return on_gpu_; }
+  bool on_device() const override { return reader_ != nullptr; }
+  // Of GPU memory; that of the host is read otherwise.
+  absl::Status ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const override;
 
  protected:
-  CudaMemory(uint64_t byte_size, bool on_gpu) : byte_size_(byte_size), on_gpu_(on_gpu) {}
+  // `reader`: of the GPU whose memory it is; null for the host's.
+  CudaMemory(uint64_t byte_size, GpuReader* reader) : byte_size_(byte_size), reader_(reader) {}
 
   absl::Status CheckRange(uint64_t offset, uint64_t byte_size) const;
 
@@ -37,7 +41,7 @@ class CudaMemory : public DeviceMemory {
 
  private:
   uint64_t byte_size_;
-  bool on_gpu_;
+  GpuReader* reader_;
 };
 
 // Shared memory of the host, mapped and page-locked. An unsealed object (RegionKind::kSharedMemory) may be truncated by
@@ -59,24 +63,25 @@ class HostMemory : public CudaMemory {
 };
 
 // Memory of the GPU, made by the driver's virtual memory management so that a descriptor of it can pass between
-// processes.
+// processes. On the GPU of `reader`, which reads it for the host.
 class GpuMemory : public CudaMemory {
  public:
   // Zeroed. Errors: RESOURCE_EXHAUSTED.
-  static absl::StatusOr<std::shared_ptr<GpuMemory>> Allocate(const Driver& driver, int device, uint64_t byte_size);
+  static absl::StatusOr<std::shared_ptr<GpuMemory>> Allocate(const Driver& driver, GpuReader& reader,
+                                                             uint64_t byte_size);
 
   // Memory of another process, of at least spec.byte_size bytes rounded up to granules of 2 MiB, mapped with
   // spec.access: a kernel cannot write what a client lent for reading. Errors: INVALID_ARGUMENT (no descriptor of CUDA
   // memory, another GPU's, too short), RESOURCE_EXHAUSTED.
-  static absl::StatusOr<std::shared_ptr<GpuMemory>> Import(const Driver& driver, int device, const RegionSpec& spec,
-                                                           UniqueFd fd);
+  static absl::StatusOr<std::shared_ptr<GpuMemory>> Import(const Driver& driver, GpuReader& reader,
+                                                           const RegionSpec& spec, UniqueFd fd);
 
   ~GpuMemory() override;
-  absl::Status ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const override;
   absl::StatusOr<UniqueFd> Export() const;
 
  private:
-  GpuMemory(const Driver& driver, uint64_t byte_size) : CudaMemory(byte_size, true), driver_(driver) {}
+  GpuMemory(const Driver& driver, GpuReader& reader, uint64_t byte_size)
+      : CudaMemory(byte_size, &reader), driver_(driver) {}
   absl::Status CheckHandle(int device) const;
   absl::Status MapHandle(int device, uint64_t mapped_bytes, Access requested);
 
@@ -93,12 +98,12 @@ class IpcGpuMemory : public CudaMemory {
  public:
   // Errors: INVALID_ARGUMENT (a handle that CUDA does not know, another GPU's, a wrong size), FAILED_PRECONDITION (the
   // client has this process's number in another PID namespace, which CUDA confuses), RESOURCE_EXHAUSTED.
-  static absl::StatusOr<std::shared_ptr<IpcGpuMemory>> Open(const Driver& driver, int device, const RegionSpec& spec);
+  static absl::StatusOr<std::shared_ptr<IpcGpuMemory>> Open(const Driver& driver, GpuReader& reader,
+                                                            const RegionSpec& spec);
   ~IpcGpuMemory() override;
-  absl::Status ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const override;
 
  private:
-  explicit IpcGpuMemory(uint64_t byte_size) : CudaMemory(byte_size, true) {}
+  IpcGpuMemory(GpuReader& reader, uint64_t byte_size) : CudaMemory(byte_size, &reader) {}
 
   void* allocation_ = nullptr;
 };

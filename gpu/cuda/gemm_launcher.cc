@@ -32,6 +32,10 @@ const char* MoveExpression(int unit) {
                      : "gemmd::MoveRows<unsigned char>";
 }
 constexpr const char* kClampExpression = "gemmd::ClampRows<int>";
+constexpr const char* kCopyExpression = "gemmd::CopyWords<unsigned int>";
+
+// Threads of a block that finds room beside a GEMM of another stream; more than a warp might have to wait for its end.
+constexpr unsigned kThreadsBesideGemm = kWarpThreads;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -228,7 +232,8 @@ absl::Status GemmLauncher::PrepareFallbacks() {
     if (FallbackConfig(shape).traits == traits)
       kernels.emplace_back([this, traits] { return LoadNow(traits).status(); });
   }
-  std::vector<const char*> small = {kClampExpression, MoveExpression(16), MoveExpression(4), MoveExpression(1)};
+  std::vector<const char*> small = {kClampExpression, kCopyExpression, MoveExpression(16), MoveExpression(4),
+                                    MoveExpression(1)};
   for (const QuantizeInput input : {QuantizeInput::kBf16, QuantizeInput::kF32}) {
     for (const QuantizeShape shape : {QuantizeShape::kRow, QuantizeShape::kBlock})
       small.push_back(QuantizeExpression(input, shape));
@@ -394,12 +399,21 @@ absl::Status GemmLauncher::LaunchClampRows(const ClampRowsArgs& args, cudaStream
   if (args.groups == 0) return absl::OkStatus();
   absl::StatusOr<CUfunction> function = SmallFunction(kClampExpression);
   if (!function.ok()) return function.status();
-  // One warp finds room beside a GEMM of another stream; more might have to wait for its end.
-  constexpr unsigned kThreads = kWarpThreads;
-  const CUlaunchConfig launch = SmallLaunch(CeilDiv(args.groups, kThreads), 1, kThreads, stream);
+  const int64_t blocks = CeilDiv(args.groups, kThreadsBesideGemm);
+  const CUlaunchConfig launch = SmallLaunch(blocks, 1, kThreadsBesideGemm, stream);
   ClampRowsArgs copy = args;
   void* parameters[] = {&copy};
   return CudaStatus(driver_.launch_kernel(&launch, *function, parameters, nullptr), "counting the rows of groups");
+}
+
+absl::Status GemmLauncher::LaunchCopyWords(const CopyWordsArgs& args, cudaStream_t stream) {
+  if (args.words == 0) return absl::OkStatus();
+  absl::StatusOr<CUfunction> function = SmallFunction(kCopyExpression);
+  if (!function.ok()) return function.status();
+  const CUlaunchConfig launch = SmallLaunch(CeilDiv(args.words, kWordsOfWarp), 1, kThreadsBesideGemm, stream);
+  CopyWordsArgs copy = args;
+  void* parameters[] = {&copy};
+  return CudaStatus(driver_.launch_kernel(&launch, *function, parameters, nullptr), "copying words");
 }
 
 absl::Status GemmLauncher::LaunchMoveRows(absl::Span<const RowMove> moves, int unit, cudaStream_t stream) {

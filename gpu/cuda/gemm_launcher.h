@@ -58,6 +58,9 @@ class GemmLauncher {
   // Fills in GemmCall::group_rows for the products that follow on the stream.
   absl::Status LaunchClampRows(const ClampRowsArgs& args, cudaStream_t stream);
 
+  // Copies words, beside whatever else runs; `to` may be page-locked memory of the host.
+  absl::Status LaunchCopyWords(const CopyWordsArgs& args, cudaStream_t stream);
+
   // Moves pieces of `unit` bytes (16, 4 or 1) within GPU memory; any number of moves.
   absl::Status LaunchMoveRows(absl::Span<const RowMove> moves, int unit, cudaStream_t stream);
 

@@ -162,6 +162,15 @@ struct ClampRowsArgs {
   int* host_rows = nullptr;
 };
 
+inline constexpr int kWordsOfWarp = 256;  // Eight of each thread: no more fit beside a GEMM.
+
+// Arguments of the kernel that copies words of 4 bytes.
+struct CopyWordsArgs {
+  const void* from;
+  void* to;
+  int words;
+};
+
 // rows x columns pieces of a kernel's unit; strides in bytes.
 struct RowMove {
   const char* from;

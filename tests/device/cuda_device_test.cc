@@ -127,6 +127,33 @@ TEST_F(CudaDeviceTest, JobsOnOneResidentBShareALaunchAndEachGetsItsOwnRows) {
   }
 }
 
+// Whole words, parts of them, and more than the reader takes at a time.
+TEST_F(CudaDeviceTest, AnyBytesOfGpuMemoryCanBeRead) {
+  constexpr int64_t kBytes = 700'003, kPiece = 256 << 10;
+  absl::StatusOr<Allocation> allocation = device_->Allocate(kBytes);
+  ASSERT_TRUE(allocation.ok()) << allocation.status();
+  uint8_t* bytes = nullptr;
+  const Operand host = HostMatrix<uint8_t>(DType::kU8, 1, kBytes, 0, &bytes);
+  for (int64_t i = 0; i < kBytes; ++i) bytes[i] = static_cast<uint8_t>(i * 7 + i / 256);
+  Batch batch;
+  batch.jobs.push_back(CopyBytes(host, Window(allocation->memory, DType::kU8, 1, kBytes), kBytes));
+  ASSERT_EQ(Run(std::move(batch))[0].rule, Rule::kNone);
+  const std::pair<int64_t, int64_t> ranges[] = {{0, 4},          {4, 4 * 31},     {12, 4 * 257},    {20, 4 * 4095},
+                                                {3, 1},          {2, 5},          {0, kPiece},      {4, kPiece},
+                                                {1, kPiece + 4}, {8, kPiece - 4}, {kPiece - 4, 12}, {0, kBytes},
+                                                {5, kBytes - 5}, {kBytes - 3, 3}, {kBytes, 0}};
+  for (const auto& [offset, size] : ranges) {
+    std::vector<uint8_t> read(static_cast<size_t>(size) + 1, 0xee);
+    const absl::Status status =
+        allocation->memory->ReadBytes(static_cast<uint64_t>(offset), static_cast<uint64_t>(size), read.data());
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_TRUE(std::equal(read.begin(), read.end() - 1, bytes + offset)) << offset << " + " << size;
+    EXPECT_EQ(read.back(), 0xee) << offset << " + " << size;
+  }
+  uint32_t beyond = 0;
+  EXPECT_TRUE(absl::IsOutOfRange(allocation->memory->ReadBytes(kBytes - 3, sizeof(beyond), &beyond)));
+}
+
 // Rows of D in GPU memory that do not end at 16 bytes, which is what TMA writes at least; rows of A and B that do not
 // either, with something beside them that must not be multiplied.
 class RaggedRowsTest : public CudaDeviceTest, public ::testing::WithParamInterface<bool> {

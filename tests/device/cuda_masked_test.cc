@@ -173,7 +173,7 @@ TEST_F(CudaMaskedTest, JobsOnOneExpertStackShareALaunchAndGetTheirOwnBits) {
   }
 }
 
-TEST_F(CudaMaskedTest, JobsWhoseRowsAreFetchedFromTheGpuShareALaunchToo) {
+TEST_F(CudaMaskedTest, JobsWhoseRowsAreReadFromTheGpuShareALaunchToo) {
   MakeWeights(392, 656);
   std::vector<MaskedProduct> products = {MakeProduct(16, {3, 0, 16, 1, 0, 9}), MakeProduct(40, {0, 0, 40, 2, 33, 0}),
                                          MakeProduct(24, {24, 0, 5, 0, 1, 0})};
@@ -189,7 +189,7 @@ TEST_F(CudaMaskedTest, JobsWhoseRowsAreFetchedFromTheGpuShareALaunchToo) {
     }
     auto [gemm, d] = Check(beyond, Place::kGpu, Place::kGpu);
     ASSERT_TRUE(gemm.masked_on_device);
-    device_->FetchRows(gemm);
+    ReadMaskedRows(gemm);
     EXPECT_FALSE(gemm.masked_on_device);
     const Gemm known = Check(product, Place::kHost, Place::kHost).first;
     ASSERT_EQ(gemm.segments.size(), known.segments.size());

@@ -8,7 +8,6 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 
-#include <algorithm>
 #include <cstring>
 #include <fcntl.h>
 #include <fstream>
@@ -159,18 +158,6 @@ void FakeDevice::Submit(Batch batch, BatchDone done) {
     }
   }
   Answer(std::move(submitted));
-}
-
-void FakeDevice::FetchRows(Gemm& gemm) {
-  const Operand& groups = gemm.operand(OperandIndex::kGroups);
-  std::vector<int32_t> rows(static_cast<size_t>(gemm.groups));
-  if (!groups.memory->ReadBytes(groups.offset, rows.size() * sizeof(int32_t), rows.data()).ok()) return;
-  gemm.segments.clear();
-  for (int64_t group = 0; group < gemm.groups; ++group) {
-    const int64_t end = std::clamp<int64_t>(rows[static_cast<size_t>(group)], 0, gemm.m);
-    if (end > 0) gemm.segments.push_back({group, 0, end});
-  }
-  gemm.masked_on_device = false;
 }
 
 void FakeDevice::Wait() {

@@ -64,7 +64,6 @@ class FakeDevice : public Device {
   absl::StatusOr<Allocation> Allocate(uint64_t byte_size) override;
   absl::StatusOr<PrepareResult> Prepare(const PrepareShape& shape) override;
   void Submit(Batch batch, BatchDone done) override;
-  void FetchRows(Gemm& gemm) override;
   void Wait() override;
   uint64_t PredictNanos(const Gemm& gemm) const override;
   absl::Status Healthy() const override;

@@ -386,19 +386,22 @@ TEST(JobCheckTest, SegmentsAreNormalised) {
 // The device's own memory, which the check had better not read.
 class UnreadMemory : public DeviceMemory {
  public:
+  explicit UnreadMemory(absl::Status read) : read_(std::move(read)) {}
   uint64_t byte_size() const override { return kRegionBytes; }
-  absl::Status ReadBytes(uint64_t, uint64_t, void*) const override {
-    return absl::UnavailableError("must not be read");
-  }
+  absl::Status ReadBytes(uint64_t, uint64_t, void*) const override { return read_; }
   bool on_device() const override { return true; }
+
+ private:
+  const absl::Status read_;
 };
 
 // MaskedJob, some of whose operands lie on the device.
-std::variant<Gemm, Reason> CheckOnDevice(std::initializer_list<OperandIndex> on_device) {
+std::variant<Gemm, Reason> CheckOnDevice(std::initializer_list<OperandIndex> on_device,
+                                         const absl::Status& read = absl::UnavailableError("must not be read")) {
   constexpr uint64_t kOnDevice = 9;
   SampleRegions regions;
   regions.SetGroups(SampleGroups(MaskedJob()));
-  regions.table.Add(kOnDevice, std::make_shared<UnreadMemory>(), Access::kReadWrite);
+  regions.table.Add(kOnDevice, std::make_shared<UnreadMemory>(read), Access::kReadWrite);
   JobDescriptor job = MaskedJob();
   for (const OperandIndex index : on_device) job.operand(index).region = kOnDevice;
   return regions.Check(job);
@@ -429,6 +432,11 @@ TEST(JobCheckTest, MaskedRowsAreReadWhereAnythingThatTheyCountLiesElsewhere) {
     EXPECT_REFUSED(std::get<Reason>(CheckOnDevice({rest[0], rest[1], kGroups})), JobField::kGroups,
                    Rule::kRegionShrank);
   }
+}
+
+TEST(JobCheckTest, AReadThatFindsTheDeviceLostIsNotTakenForAShrunkRegion) {
+  EXPECT_REFUSED(std::get<Reason>(CheckOnDevice({kGroups}, absl::DataLossError("lost"))), JobField::kDevice,
+                 Rule::kDeviceLost);
 }
 
 TEST(JobCheckTest, OffsetsMayBe64Bit) {
