@@ -190,7 +190,8 @@ absl::Status BatchLauncher::Transpose(const Gemm& gemm, const WorkStream& work) 
   return staging.Return(*to, gemm.operand(OperandIndex::kD), 0, 0, gemm.k);
 }
 
-absl::Status BatchLauncher::QuantizeRows(Staging& staging, cudaStream_t stream, GpuWindow* a, ScaleView* sfa) {
+absl::Status BatchLauncher::QuantizeRows(Staging& staging, cudaStream_t stream, const SegmentList& segments,
+                                         GpuWindow* a, ScaleView* sfa) {
   const int64_t matrices = a->rank == 3 ? a->shape[0] : 1;
   const int64_t rows = a->shape[static_cast<size_t>(a->rank - 2)];
   const int64_t k = a->shape[static_cast<size_t>(a->rank - 1)];
@@ -202,16 +203,17 @@ absl::Status BatchLauncher::QuantizeRows(Staging& staging, cudaStream_t stream, 
   absl::StatusOr<char*> sf = staging.Allocate(matrices * scale_pitch * blocks * 4);
   if (!sf.ok()) return sf.status();
   const int64_t row_stride = a->strides[static_cast<size_t>(a->rank - 2)];
-  const int64_t batch_stride = a->rank == 3 ? a->strides[0] : 0;
-  for (int64_t i = 0; i < matrices; ++i) {
-    const QuantizeArgs args = {a->data + i * batch_stride * 2,
+  // One launch for a matrix, whatever lies between its segments; of several only what is multiplied.
+  const SegmentList all = {{0, 0, 0, static_cast<int>(rows), static_cast<int>(k), 0}};
+  for (const Segment& part : a->rank == 3 ? segments : all) {
+    const QuantizeArgs args = {a->data + OffsetOf(part, a->rank, a->strides) * 2,
                                row_stride,
-                               reinterpret_cast<unsigned char*>(*q + i * rows * pitch),
+                               reinterpret_cast<unsigned char*>(*q + (part.batch * rows + part.row_begin) * pitch),
                                pitch,
-                               reinterpret_cast<float*>(*sf) + i * scale_pitch * blocks,
+                               reinterpret_cast<float*>(*sf) + part.batch * scale_pitch * blocks + part.row_begin,
                                1,
                                scale_pitch,
-                               rows,
+                               part.row_end - part.row_begin,
                                k};
     if (absl::Status status = launcher_.LaunchQuantize(args, QuantizeInput::kBf16, QuantizeShape::kRow, stream);
         !status.ok()) {
@@ -244,7 +246,7 @@ absl::Status BatchLauncher::Multiply(const Gemm& gemm, const WorkStream& work, C
   if (call.scaling != KernelScaling::kBf16) {
     absl::Status status;
     if (gemm.operand(OperandIndex::kA).dtype == DType::kBf16) {
-      status = QuantizeRows(staging, work.stream, &*a, &call.sfa);
+      status = QuantizeRows(staging, work.stream, call.segments, &*a, &call.sfa);
     } else {
       absl::StatusOr<GpuWindow> sfa = InputOf(staging, gemm, OperandIndex::kSfa);
       status = sfa.status();
@@ -410,7 +412,7 @@ absl::Status BatchLauncher::LaunchTogether(const Batch& batch, const PackedRows&
       status = sfa.status();
       if (sfa.ok()) call.sfa = ScalesOf(*sfa);
     } else {
-      status = QuantizeRows(staging, work.stream, &*a, &call.sfa);
+      status = QuantizeRows(staging, work.stream, call.segments, &*a, &call.sfa);
     }
     const absl::StatusOr<GpuWindow> sfb = staging.Input(first.operand(OperandIndex::kSfb));
     status.Update(sfb.status());

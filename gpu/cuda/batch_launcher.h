@@ -47,8 +47,9 @@ class BatchLauncher {
                                    OperandIndex index);
   absl::Status Scatter(const GpuWindow& all, cudaStream_t stream, const Batch& batch, const PackedRows& packed);
 
-  // Replaces BF16 `a` by e4m3 and fills in its scales.
-  absl::Status QuantizeRows(Staging& staging, cudaStream_t stream, GpuWindow* a, ScaleView* sfa);
+  // Replaces BF16 `a` by e4m3 and fills in its scales; of rank 3 only in the rows of `segments`.
+  absl::Status QuantizeRows(Staging& staging, cudaStream_t stream, const SegmentList& segments, GpuWindow* a,
+                            ScaleView* sfa);
 
   GemmLauncher& launcher_;
 };

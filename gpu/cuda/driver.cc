@@ -9,13 +9,14 @@
 namespace gemmd {
 namespace {
 
-constexpr unsigned kDriverVersion = 12000;  // All of them exist since CUDA 12.0.
+constexpr unsigned kDriverVersion = 12000;  // What must be there exists since CUDA 12.0.
+constexpr unsigned kLoadVersion = 12040;    // cuFuncLoad.
 
 template <typename Function>
-absl::Status Find(const char* name, Function* function) {
+absl::Status Find(const char* name, Function* function, unsigned version = kDriverVersion) {
   void* address = nullptr;
   cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-  const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &address, kDriverVersion, cudaEnableDefault, &found);
+  const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &address, version, cudaEnableDefault, &found);
   if (error != cudaSuccess) return CudaStatus(error, absl::StrCat("finding ", name));
   if (found != cudaDriverEntryPointSuccess || address == nullptr) {
     return absl::FailedPreconditionError(absl::StrCat("the driver has no ", name));
@@ -46,6 +47,7 @@ absl::StatusOr<Driver> Driver::Load() {
   status.Update(Find("cuMemGetAllocationPropertiesFromHandle", &driver.mem_properties));
   status.Update(Find("cuMemGetAddressRange", &driver.mem_address_range));
   if (!status.ok()) return status;
+  if (!Find("cuFuncLoad", &driver.function_load, kLoadVersion).ok()) cudaGetLastError();
   return driver;
 }
 

@@ -15,6 +15,7 @@ inline bool IsHopper(const cudaDeviceProp& properties) { return properties.major
 struct Driver {
   decltype(&cuTensorMapEncodeTiled) tensor_map_encode_tiled = nullptr;
   decltype(&cuKernelGetFunction) kernel_function = nullptr;
+  decltype(&cuFuncLoad) function_load = nullptr;  // Null before CUDA 12.4.
   decltype(&cuFuncSetAttribute) function_set_attribute = nullptr;
   decltype(&cuLaunchKernelEx) launch_kernel = nullptr;
   decltype(&cuMemCreate) mem_create = nullptr;

@@ -171,6 +171,9 @@ absl::StatusOr<GemmLauncher::LoadedKernel> GemmLauncher::LoadModule(const Compil
   if (status.ok())
     status = CudaStatus(cudaLibraryGetKernel(&found, loaded.module, kernel.symbol.c_str()), "finding a kernel");
   if (status.ok()) status = CudaStatus(driver_.kernel_function(&loaded.function, found), "finding a kernel");
+  // A driver may put this off until the first launch, which then fails on a full GPU.
+  if (status.ok() && driver_.function_load != nullptr)
+    status = CudaStatus(driver_.function_load(loaded.function), "loading a kernel");
   if (status.ok() && shared_bytes > 0) {
     status = CudaStatus(
         driver_.function_set_attribute(loaded.function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes),
@@ -178,6 +181,7 @@ absl::StatusOr<GemmLauncher::LoadedKernel> GemmLauncher::LoadModule(const Compil
   }
   if (status.ok()) return loaded;
   if (loaded.module != nullptr) cudaLibraryUnload(loaded.module);
+  cudaGetLastError();  // The next call must not report it.
   return status;
 }
 

@@ -2,14 +2,13 @@
 #include "tests/bench/gemmd_kernels.h"
 
 #include "gpu/cuda/gemm_launcher.h"
+#include "tests/bench/kernels_arguments.h"
 
 #include "absl/status/status.h"
-#include "absl/strings/string_view.h"
 
 #include <cstdint>
 #include <cstdio>
 #include <iostream>
-#include <limits>
 #include <memory>
 #include <string>
 
@@ -23,17 +22,6 @@ gemmd::MatrixView ViewOf(const GemmdMatrix& m) {
 }
 
 gemmd::ScaleView ViewOf(const GemmdScales& s) { return {s.data, s.batch_stride, s.row_stride, s.block_stride}; }
-
-absl::Status Require(bool condition, absl::string_view what) {
-  return condition ? absl::OkStatus() : absl::InvalidArgumentError(what);
-}
-
-// An extent, or a number of rows.
-bool FitsInt(int64_t value) { return value >= 0 && value <= std::numeric_limits<int>::max(); }
-
-bool OnSixteen(const void* data, int64_t row_bytes) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && row_bytes % 16 == 0;
-}
 
 GemmCall CallOf(const GemmdProduct& product) {
   GemmCall call;
@@ -57,16 +45,6 @@ GemmCall CallOf(const GemmdProduct& product) {
   return call;
 }
 
-absl::Status CheckMasked(const GemmdProduct& product) {
-  absl::Status status = Require(product.segments == nullptr, "segments: masked_m says which rows there are");
-  status.Update(Require(product.a.batches == product.b.batches && product.a.batches == product.d.batches,
-                        "a, b, d: one matrix for each group"));
-  status.Update(Require(product.a.rows == product.d.rows, "a, d: M_max rows in each group"));
-  status.Update(Require(FitsInt(product.a.batches) && FitsInt(product.a.rows) && FitsInt(product.a.columns),
-                        "a: extents from 0 to 2^31 - 1"));
-  return status;
-}
-
 // Segments for all rows that there may be.
 GemmCall MaskedCallOf(const GemmdProduct& product, const int32_t* rows) {
   GemmCall call = CallOf(product);
@@ -77,23 +55,6 @@ GemmCall MaskedCallOf(const GemmdProduct& product, const int32_t* rows) {
   for (int g = 0; g < static_cast<int>(product.a.batches) && most > 0; ++g)
     call.segments.push_back({g, g, 0, most, static_cast<int>(product.a.columns), 0});
   return call;
-}
-
-absl::Status CheckKGrouped(const GemmdKGroupedProduct& product) {
-  absl::Status status = Require(product.scaling == 1 || product.scaling == 2, "scaling: 1 or 2");
-  status.Update(Require(product.output == 1 || product.output == 2, "output: 1 or 2"));
-  status.Update(Require(FitsInt(product.m) && FitsInt(product.n), "m, n: from 0 to 2^31 - 1"));
-  status.Update(Require(product.groups >= 0 && (product.groups == 0 || product.ks != nullptr), "ks: missing"));
-  status.Update(
-      Require(product.d.batches == product.groups && product.d.rows == product.m && product.d.columns == product.n,
-              "d: [groups, M, N]"));
-  if (!status.ok()) return status;
-  const int64_t element = product.scaling == 2 ? 2 : 1;
-  for (int g = 0; g < product.groups; ++g) {
-    status.Update(Require(FitsInt(product.ks[g]) && product.ks[g] * element % 16 == 0,
-                          "ks: multiples of 16 bytes from 0 to 2^31 - 1"));
-  }
-  return status;
 }
 
 GemmCall CallOf(const GemmdKGroupedProduct& product) {
@@ -121,20 +82,15 @@ GemmCall CallOf(const GemmdKGroupedProduct& product) {
   return call;
 }
 
-absl::Status CheckQuantization(const GemmdQuantization& q) {
-  const int64_t element = q.input == 0 ? 2 : 4;
-  absl::Status status = Require(q.input == 0 || q.input == 1, "input: 0 or 1");
-  status.Update(Require(q.shape == 0 || q.shape == 1, "shape: 0 or 1"));
-  status.Update(Require(q.m >= 0 && q.k >= 0, "m, k: at least 0"));
-  status.Update(Require(q.x_row_stride >= q.k && OnSixteen(q.x, q.x_row_stride * element), "x: rows on 16 bytes"));
-  status.Update(Require(q.q_row_stride >= q.k && OnSixteen(q.q, q.q_row_stride), "q: rows on 16 bytes"));
-  return status;
-}
-
 int Report(const absl::Status& status) {
   if (status.ok()) return 0;
   std::cerr << status << "\n";
   return 1;
+}
+
+absl::Status CheckKernels(const void* kernels) {
+  if (kernels != nullptr) return absl::OkStatus();
+  return absl::InvalidArgumentError("kernels: expected what gemmd_kernels_open gave, got null");
 }
 
 // Selects, launches, and copies the configuration's description to `config`.
@@ -163,31 +119,36 @@ extern "C" void gemmd_kernels_close(void* kernels) { delete static_cast<GemmLaun
 
 extern "C" int gemmd_kernels_run(void* kernels, const GemmdProduct* product, void* stream, char* config,
                                  int config_size) {
-  return Report(Run(*static_cast<GemmLauncher*>(kernels), CallOf(*product), stream, config, config_size));
+  absl::Status status = gemmd::CheckProduct(product);
+  status.Update(CheckKernels(kernels));
+  if (status.ok()) status = Run(*static_cast<GemmLauncher*>(kernels), CallOf(*product), stream, config, config_size);
+  return Report(status);
 }
 
 extern "C" int gemmd_kernels_run_masked(void* kernels, const GemmdProduct* product, const int32_t* masked_m,
                                         int32_t* rows, void* stream, char* config, int config_size) {
+  absl::Status status = gemmd::CheckMaskedProduct(product, masked_m, rows);
+  status.Update(CheckKernels(kernels));
+  if (!status.ok()) return Report(status);
   GemmLauncher& launcher = *static_cast<GemmLauncher*>(kernels);
-  absl::Status status = CheckMasked(*product);
-  if (status.ok()) {
-    status = launcher.LaunchClampRows(
-        {masked_m, rows, static_cast<int>(product->a.batches), static_cast<int>(product->a.rows)},
-        static_cast<cudaStream_t>(stream));
-  }
+  status = launcher.LaunchClampRows(
+      {masked_m, rows, static_cast<int>(product->a.batches), static_cast<int>(product->a.rows)},
+      static_cast<cudaStream_t>(stream));
   if (status.ok()) status = Run(launcher, MaskedCallOf(*product, rows), stream, config, config_size);
   return Report(status);
 }
 
 extern "C" int gemmd_kernels_run_k_grouped(void* kernels, const GemmdKGroupedProduct* product, void* stream,
                                            char* config, int config_size) {
-  absl::Status status = CheckKGrouped(*product);
+  absl::Status status = gemmd::CheckKGroupedProduct(product);
+  status.Update(CheckKernels(kernels));
   if (status.ok()) status = Run(*static_cast<GemmLauncher*>(kernels), CallOf(*product), stream, config, config_size);
   return Report(status);
 }
 
 extern "C" int gemmd_kernels_quantize(void* kernels, const GemmdQuantization* q, void* stream) {
-  absl::Status status = CheckQuantization(*q);
+  absl::Status status = gemmd::CheckQuantization(q);
+  status.Update(CheckKernels(kernels));
   if (status.ok()) {
     status = static_cast<GemmLauncher*>(kernels)->LaunchQuantize(
         {q->x, q->x_row_stride, static_cast<unsigned char*>(q->q), q->q_row_stride, q->sf, q->sf_row_stride,

@@ -6,6 +6,8 @@
  *   lib = ctypes.CDLL("libgemmd_kernels.so"); lib.gemmd_kernels_open.restype = ctypes.c_void_p
  *
  * D = A * B^T (+ D). A is [batches, M, K], B [groups, N, K], D [batches, M, N]; strides count elements, the last is 1.
+ * Extents are from 0 to 2^31 - 1; matrices, their rows and their batches begin on 16 bytes. What does not fit is
+ * refused before anything starts, with a message on stderr: the field, what was expected, what came.
  */
 #ifndef GEMMD_TESTS_BENCH_GEMMD_KERNELS_H_
 #define GEMMD_TESTS_BENCH_GEMMD_KERNELS_H_
@@ -36,17 +38,17 @@ typedef struct GemmdProduct {
   int output;  /* 0: BF16. 1: FP32. 2: FP32, added to D. */
   GemmdMatrix a, b, d;
   GemmdScales sfa, sfb;
-  const GemmdSegment* segments; /* In host memory. Null: one product of all rows, rows beyond M are clipped. */
-  int segment_count;
+  const GemmdSegment* segments; /* In host memory. Null: one product of all rows, and one batch and group. */
+  int segment_count;            /* 0 without segments. */
 } GemmdProduct;
 
 /* D[g] = A_g * B_g^T (+ D[g]) for each group g. A and B hold the A_g, [M, K_g], and the B_g, [N, K_g], one after
  * another without gaps. K_g are multiples of 16 bytes (16 e4m3, 8 BF16), or 0 where there is nothing to multiply: D[g]
  * is then 0, or as before. The scale factors of K_g take the next ceil(K_g / 128) blocks; they have no batches. */
 typedef struct GemmdKGroupedProduct {
-  int scaling;  /* 1: both 1x128. 2: BF16, no scales. */
-  int output;   /* 1: FP32. 2: FP32, added to D. */
-  int64_t m, n; /* From 0 to 2^31 - 1. */
+  int scaling; /* 1: both 1x128. 2: BF16, no scales. */
+  int output;  /* 1: FP32. 2: FP32, added to D. */
+  int64_t m, n;
   int groups;
   const int64_t* ks; /* [groups], in host memory. */
   const void* a;
@@ -56,7 +58,7 @@ typedef struct GemmdKGroupedProduct {
 } GemmdKGroupedProduct;
 
 /* Q = x / sf in e4m3, and sf = largest magnitude / 448 of each block of x (1 for a block of zeros). Strides count
- * elements; rows of x and Q begin on 16 bytes. */
+ * elements. */
 typedef struct GemmdQuantization {
   int input; /* 0: BF16. 1: FP32. */
   int shape; /* 0: blocks of 1x128. 1: 128x128. */

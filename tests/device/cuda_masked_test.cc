@@ -96,6 +96,30 @@ class CudaMaskedTest : public CudaJobsTest {
     return wrong + kGuardBytes - std::count(d.end() - kGuardBytes, d.end(), kPattern);
   }
 
+  // Runs the products as one batch, with operands of the first and of the others in different places.
+  void ExpectSharedLaunch(const std::vector<MaskedProduct>& products) {
+    for (const auto& [first, others] : {std::pair(Place::kGpu, Place::kGpu), std::pair(Place::kHost, Place::kHost),
+                                        std::pair(Place::kGpu, Place::kHost)}) {
+      std::vector<Bytes> expected;
+      std::vector<uint64_t> outputs;
+      Batch batch;
+      for (const MaskedProduct& product : products) {
+        const Place place = batch.jobs.empty() ? first : others;
+        expected.push_back(Alone(product, place, Place::kHost));
+        auto [gemm, d] = Check(product, place, Place::kHost);
+        batch.jobs.emplace_back().gemm = std::move(gemm);
+        outputs.push_back(d);
+      }
+      const uint64_t before = launcher().launches();
+      Run(std::move(batch));
+      EXPECT_EQ(launcher().launches(), before + 1);
+      for (size_t i = 0; i < products.size(); ++i) {
+        EXPECT_EQ(WrongOutside(products[i], expected[i]), 0) << "job " << i;
+        EXPECT_EQ(Read(outputs[i]), expected[i]) << "job " << i;
+      }
+    }
+  }
+
   int64_t n_ = 0;
   int64_t k_ = 0;
   int64_t blocks_ = 0;
@@ -146,31 +170,28 @@ TEST_F(CudaMaskedTest, RowsOfHostMemoryThatNobodyMultipliesNeedNotTravel) {
   }
 }
 
+// Where only the GPU knows the rows in use, all are quantized.
+TEST_F(CudaMaskedTest, RowsThatNobodyMultipliesNeedNotBeQuantized) {
+  MakeWeights(136, 2064);
+  const MaskedProduct product = MakeBf16Product(768, {3, 0, 768, 130, 17, 1});
+  const Bytes expected = Alone(product, Place::kGpu, Place::kGpu);
+  EXPECT_EQ(WrongOutside(product, expected), 0);
+  EXPECT_EQ(Alone(product, Place::kGpu, Place::kHost), expected);
+  EXPECT_EQ(Alone(product, Place::kHost, Place::kHost), expected);
+}
+
 TEST_F(CudaMaskedTest, JobsOnOneExpertStackShareALaunchAndGetTheirOwnBits) {
   MakeWeights(392, 656);
   std::vector<MaskedProduct> products = {MakeProduct(16, {3, 0, 16, 1, 0, 9}), MakeProduct(40, {0, 0, 40, 2, 33, 0}),
                                          MakeProduct(24, {24, 0, 5, 0, 1, 0}), MakeProduct(8, {0, 0, 0, 0, 0, 0})};
   products[1].sfa_m_major = products[2].sfa_m_major = true;
-  for (const auto& [first, others] : {std::pair(Place::kGpu, Place::kGpu), std::pair(Place::kHost, Place::kHost),
-                                      std::pair(Place::kGpu, Place::kHost)}) {
-    std::vector<Bytes> expected;
-    std::vector<uint64_t> outputs;
-    Batch batch;
-    for (const MaskedProduct& product : products) {
-      const Place place = batch.jobs.empty() ? first : others;
-      expected.push_back(Alone(product, place, Place::kHost));
-      auto [gemm, d] = Check(product, place, Place::kHost);
-      batch.jobs.emplace_back().gemm = std::move(gemm);
-      outputs.push_back(d);
-    }
-    const uint64_t before = launcher().launches();
-    Run(std::move(batch));
-    EXPECT_EQ(launcher().launches(), before + 1);
-    for (size_t i = 0; i < products.size(); ++i) {
-      EXPECT_EQ(WrongOutside(products[i], expected[i]), 0) << "job " << i;
-      EXPECT_EQ(Read(outputs[i]), expected[i]) << "job " << i;
-    }
-  }
+  ExpectSharedLaunch(products);
+}
+
+TEST_F(CudaMaskedTest, JobsThatShareALaunchAreQuantizedTogether) {
+  MakeWeights(392, 656);
+  ExpectSharedLaunch({MakeBf16Product(16, {3, 0, 16, 1, 0, 9}), MakeBf16Product(40, {0, 0, 40, 2, 33, 0}),
+                      MakeBf16Product(8, {0, 0, 0, 0, 0, 0})});
 }
 
 TEST_F(CudaMaskedTest, JobsWhoseRowsAreReadFromTheGpuShareALaunchToo) {

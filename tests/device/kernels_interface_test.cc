@@ -183,6 +183,14 @@ TEST_F(KernelsInterfaceTest, WhatTheKernelsDoNotTakeIsAnErrorNotACrash) {
   p.b = {reinterpret_cast<void*>(256), 1, 64, 128, 0, 128};
   p.d = {reinterpret_cast<void*>(256), 1, 64, 64, 0, 64};
   EXPECT_NE(gemmd_kernels_run(kernels_, &p, stream_, nullptr, 0), 0);
+  p.a.data = p.b.data;
+  p.sfa = p.sfb = {reinterpret_cast<const float*>(256), 0, 1, 1};
+  p.scaling = 3;  // No such kernel.
+  EXPECT_NE(gemmd_kernels_run(kernels_, &p, stream_, nullptr, 0), 0);
+  p.scaling = 0;
+  p.output = -1;
+  EXPECT_NE(gemmd_kernels_run(kernels_, &p, stream_, nullptr, 0), 0);
+  p.output = 0;
   const GemmdSegment segment = {0, 0, 0, 64};
   p.segments = &segment;  // Masked products have none.
   EXPECT_NE(gemmd_kernels_run_masked(kernels_, &p, nullptr, nullptr, stream_, nullptr, 0), 0);
@@ -197,6 +205,7 @@ TEST_F(KernelsInterfaceTest, WhatTheKernelsDoNotTakeIsAnErrorNotACrash) {
   q.m = q.k = 8;
   q.x_row_stride = q.q_row_stride = 8;  // 16 bytes of x, but 8 of q.
   EXPECT_NE(gemmd_kernels_quantize(kernels_, &q, stream_), 0);
+  EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
 }
 
 }  // namespace
