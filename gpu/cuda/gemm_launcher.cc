@@ -5,6 +5,7 @@
 #include "gpu/jit/kernel_source.h"
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "spdlog/spdlog.h"
 
 #include <algorithm>
@@ -17,8 +18,9 @@
 namespace gemmd {
 namespace {
 
-constexpr size_t kChoiceLimit = 65536;  // Remembered shapes; beyond that all are forgotten.
-constexpr unsigned kStartThreads = 8;   // Compile the fallbacks at most; one for each core.
+constexpr size_t kChoiceLimit = 65536;                          // Remembered shapes; beyond that all are forgotten.
+constexpr absl::Duration kLoadAgain = absl::Milliseconds(100);  // On a full GPU a load fails after 0.3 ms.
+constexpr unsigned kStartThreads = 8;                           // Compile the fallbacks at most; one for each core.
 
 // The kernels beside GEMMs.
 const char* QuantizeExpression(QuantizeInput input, QuantizeShape shape) {
@@ -203,10 +205,11 @@ absl::StatusOr<CUfunction> GemmLauncher::LoadNow(const GemmTraits& traits) {
 
 absl::StatusOr<CUfunction> GemmLauncher::FindReady(const GemmTraits& traits) {
   if (CUfunction function = FindLoaded(traits)) return function;
-  if (const KernelCache::KernelPointer kernel = cache_->Find(compiler_->KeyOf(ExpressionOf(traits)))) {
-    return Load(traits, *kernel);
-  }
-  return nullptr;
+  const KernelCache::KernelPointer kernel = cache_->Find(compiler_->KeyOf(ExpressionOf(traits)));
+  if (kernel == nullptr || absl::Now() < load_again_) return nullptr;
+  absl::StatusOr<CUfunction> function = Load(traits, *kernel);
+  if (!function.ok()) load_again_ = absl::Now() + kLoadAgain;
+  return function;
 }
 
 GemmConfig GemmLauncher::ConfigOf(const GemmCall& call) const { return SelectConfig(ShapeOf(call), sms_); }

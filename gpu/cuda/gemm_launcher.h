@@ -19,6 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include <cuda_runtime_api.h>
 
@@ -113,7 +114,8 @@ class GemmLauncher {
 
   // The kernel if it is loaded, else null.
   CUfunction FindLoaded(const GemmTraits& traits) ABSL_LOCKS_EXCLUDED(mutex_);
-  // The kernel if it is loaded or can be loaded at once, else null and it is compiled in the background.
+  // The kernel if it is loaded or can be loaded at once, else null: then it is compiled in the background, or the GPU
+  // had no room for a kernel a moment ago.
   absl::StatusOr<CUfunction> FindReady(const GemmTraits& traits);
   absl::StatusOr<CUfunction> LoadNow(const GemmTraits& traits);
   absl::StatusOr<CUfunction> Load(const GemmTraits& traits, const CompiledKernel& kernel);
@@ -136,7 +138,8 @@ class GemmLauncher {
   absl::flat_hash_map<DenseKey, Choice> dense_choices_;
   GemmConfig last_config_;
   uint64_t launches_ = 0;
-  LogLimiter not_loaded_;  // A full GPU refuses every kernel.
+  LogLimiter not_loaded_;                         // A full GPU refuses every kernel,
+  absl::Time load_again_ = absl::InfinitePast();  // and is not asked again before this.
   absl::Mutex mutex_;
   absl::flat_hash_map<GemmTraits, LoadedKernel> loaded_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<std::string, LoadedKernel> small_ ABSL_GUARDED_BY(mutex_);  // By expression: all but GEMMs.

@@ -10,6 +10,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "gtest/gtest.h"
 #include <cuda_runtime_api.h>
@@ -204,7 +206,7 @@ TEST_F(CudaFullMemoryTest, QuantizesThoughItNeverDidBefore) {
 
 TEST_F(CudaFullMemoryTest, AKernelThatFindsNoRoomGivesWayToTheFallbackUntilItDoes) {
   int refused = 0;
-  double refused_us = 0;
+  double longest_us = 0;
   {
     const FullMemory full(fillers_);
     for (Case& c : cases_) Run(c);  // From now on each selected kernel compiles in the background.
@@ -218,18 +220,22 @@ TEST_F(CudaFullMemoryTest, AKernelThatFindsNoRoomGivesWayToTheFallbackUntilItDoe
       const std::string config = Run(c);
       const bool missed = Misses() != misses;
       EXPECT_EQ(config, Describe((missed ? c.fallback : c.selected).traits)) << c.product.Name();
-      if (missed) ++refused, refused_us += launch_us_;
+      if (missed) ++refused, longest_us = std::max(longest_us, launch_us_);
     }
   }
   ExpectRight();
-  const uint64_t misses = Misses();
   const uint64_t compiles = launcher_->counts().compiles;
+  const absl::Time deadline =
+      absl::Now() + absl::Seconds(10);  // A launcher that was refused waits before it asks again.
+  while (Run(cases_[0]) != Describe(cases_[0].selected.traits) && absl::Now() < deadline)
+    absl::SleepFor(absl::Milliseconds(1));
+  const uint64_t misses = Misses();
   for (Case& c : cases_) EXPECT_EQ(Run(c), Describe(c.selected.traits)) << c.product.Name();
   ExpectRight();
   EXPECT_EQ(Misses(), misses);
   EXPECT_EQ(launcher_->counts().compiles, compiles);
   if (refused == 0) GTEST_SKIP() << "the driver found room for all " << cases_.size() << " kernels";
-  std::printf("%d of %zu kernels refused; such a launch took %.0f us\n", refused, cases_.size(), refused_us / refused);
+  std::printf("%d of %zu kernels refused; the longest such launch took %.0f us\n", refused, cases_.size(), longest_us);
 }
 
 }  // namespace
