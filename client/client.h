@@ -55,7 +55,8 @@ struct ConnectOptions {
   // healthy in turn (see kRoundRobinServiceConfig). A session is one daemon's, so this takes open_session = false.
   bool round_robin = false;
   // How long a thread that waits for the result of one operation polls for it before it sleeps (unary_wait.h). Zero:
-  // never. Not set: 500 us where there are 8 cores or more, so that a product of 200 us ends without a late wake.
+  // never. Not set: 500 us where this process may use 8 cores or more, so that a product of 200 us ends without a late
+  // wake.
   std::optional<absl::Duration> spin = {};
 };
 

@@ -1,30 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "client/unary_wait.h"
 
+#include "proto/cores.h"
+
 #include "absl/time/clock.h"
 #include <grpc/support/time.h>
 
 #include <algorithm>
 #include <atomic>
-#include <thread>
 
 namespace gemmd {
 namespace {
 
-constexpr unsigned kManyCores = 8;
+constexpr int kManyCores = 8;
 constexpr absl::Duration kPatientSpin = absl::Microseconds(500);
 
-unsigned Cores() {
-  static const unsigned cores = std::thread::hardware_concurrency();
+int Cores() {
+  static const int cores = UsableCores();
   return cores;
 }
 
 // Threads of this process that poll now.
-std::atomic<unsigned> polling{0};
+std::atomic<int> polling{0};
 
 class PollingSlot {
  public:
-  PollingSlot() : taken_(polling.fetch_add(1, std::memory_order_relaxed) < std::max(Cores() / 4, 1u)) {}
+  PollingSlot() : taken_(polling.fetch_add(1, std::memory_order_relaxed) < std::max(Cores() / 4, 1)) {}
   ~PollingSlot() { polling.fetch_sub(1, std::memory_order_relaxed); }
   PollingSlot(const PollingSlot&) = delete;
   PollingSlot& operator=(const PollingSlot&) = delete;

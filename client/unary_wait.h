@@ -11,8 +11,8 @@
 
 namespace gemmd {
 
-// How long a call of this process polls unless told otherwise: long enough for a large product where there are 8 cores
-// or more, never where there are fewer.
+// How long a call of this process polls unless told otherwise: long enough for a large product where it may use 8 cores
+// or more, never where it may use fewer.
 absl::Duration DefaultSpin();
 
 // Returns when the only operation of `queue` is complete, and shuts the queue down. Polls for `spin` (none:

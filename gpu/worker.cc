@@ -3,13 +3,13 @@
 
 #include "gpu/job_check.h"
 #include "proto/control.h"
+#include "proto/cores.h"
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 
 #include <algorithm>
 #include <optional>
-#include <thread>
 #include <utility>
 #include <variant>
 
@@ -24,7 +24,7 @@ constexpr uint64_t kGoodbyeNanos = 500'000'000;
 
 constexpr uint64_t kFrontEndRing = 1;
 
-bool HasManyCores() { return std::thread::hardware_concurrency() > 1; }
+bool HasManyCores() { return UsableCores() > 1; }
 
 JobCompletion Refusal(uint64_t job_id, const Reason& reason) {
   JobCompletion completion;

@@ -2,6 +2,7 @@
 #include "server/daemon.h"
 
 #include "proto/broker.h"
+#include "proto/cores.h"
 #include "proto/warm_up_manifest.h"
 #include "server/cpu_placement.h"
 #include "server/debug_pages.h"
@@ -21,7 +22,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <thread>
 #include <utility>
 
 namespace gemmd {
@@ -51,12 +51,12 @@ absl::StatusOr<std::vector<PrepareShape>> ReadWarmUp(const std::string& path) {
 // Where a core more or less does not matter, completions are waited for by spinning as long as a product on a GPU
 // takes: a futex wake of a core that sleeps costs 30 to 50 us on a virtual machine. So is the network beside such a
 // product, and for the time that a client takes to send its next request.
-constexpr unsigned kManyCores = 8;
+constexpr int kManyCores = 8;
 constexpr uint64_t kPatientSpinNanos = 500'000;
 constexpr uint64_t kNetworkPauseNanos = 200'000;
 
 void SetSpins(const ServerOptions& options, WorkerLinkOptions& link) {
-  const unsigned cores = std::thread::hardware_concurrency();
+  const int cores = UsableCores();
   if (cores < 2 || options.spin_us == 0) {
     link.spin_ns = link.assist_ns = 0;
     return;

@@ -55,8 +55,8 @@ ABSL_FLAG(absl::Duration, worker_hang_timeout, gemmd::ServerOptions().worker_han
 ABSL_FLAG(
     int, spin_us, -1,
     "Microseconds for which threads that wait for a product, or for the network beside one on a GPU, poll before they "
-    "sleep; -1: 500 where there are 8 cores or more, 100 where there are fewer; 0: none polls, nor do the workers' "
-    "loops. Less where the container may use less CPU time than its cores have.");
+    "sleep; -1: 500 where gemmd may use 8 cores or more (affinity, cgroup), 100 where fewer; 0: none polls, nor do the "
+    "workers' loops.");
 ABSL_FLAG(
     std::string, warmup_manifest, "",
     "JSON file of shapes, the fields of gemmd.v1.WarmUpRequest: {\"shapes\": [{\"op\": \"DENSE\", \"scaling\": "

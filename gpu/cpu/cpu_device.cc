@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "gpu/cpu/cpu_device.h"
 
-#include "gpu/cpu/cores.h"
 #include "gpu/cpu/cpu_memory.h"
+#include "proto/cores.h"
 
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"

@@ -3,6 +3,7 @@
 
 #include "gpu/cuda_status.h"
 #include "gpu/jit/kernel_source.h"
+#include "proto/cores.h"
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -20,7 +21,7 @@ namespace {
 
 constexpr size_t kChoiceLimit = 65536;                          // Remembered shapes; beyond that all are forgotten.
 constexpr absl::Duration kLoadAgain = absl::Milliseconds(100);  // On a full GPU a load fails after 0.3 ms.
-constexpr unsigned kStartThreads = 8;                           // Compile the fallbacks at most; one for each core.
+constexpr int kStartThreads = 8;                                // Compile the fallbacks at most; one for each core.
 
 // The kernels beside GEMMs.
 const char* QuantizeExpression(QuantizeInput input, QuantizeShape shape) {
@@ -254,8 +255,7 @@ absl::Status GemmLauncher::PrepareFallbacks() {
     for (size_t i = next++; i < kernels.size(); i = next++) statuses[i] = kernels[i]();
   };
   std::vector<std::thread> threads;
-  for (unsigned i = 1; i < std::clamp(std::thread::hardware_concurrency(), 1u, kStartThreads); ++i)
-    threads.emplace_back(make);
+  for (int i = 1; i < std::min(UsableCores(), kStartThreads); ++i) threads.emplace_back(make);
   make();
   for (std::thread& thread : threads) thread.join();
   absl::Status status;

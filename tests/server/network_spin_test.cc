@@ -63,11 +63,11 @@ TEST_F(NetworkSpinTest, PollsThenSleepsAndKeepsItsTimeout) {
   const uint64_t spun = network_spin::SpunNanos();
   network_spin::KeepUntil(MonotonicNanos() + kSecond / 50);
   const absl::Time begin = absl::Now();
-  EXPECT_EQ(Wait(100), 0);
-  EXPECT_GE(absl::Now() - begin, absl::Milliseconds(98));
+  EXPECT_EQ(Wait(500), 0);
+  EXPECT_GE(absl::Now() - begin, absl::Milliseconds(498));
   const uint64_t polled = network_spin::SpunNanos() - spun;
   EXPECT_GT(polled, kSecond / 100);
-  EXPECT_LT(polled, kSecond / 20);
+  EXPECT_LT(polled, kSecond * 4 / 10);
 }
 
 TEST_F(NetworkSpinTest, AnEventEndsTheWaitWhileItPollsAndWhileItSleeps) {

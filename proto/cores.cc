@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "gpu/cpu/cores.h"
+#include "proto/cores.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the machine lets this process use. Read once, when CpuDevice opens.
-#ifndef GEMMD_GPU_CPU_CORES_H_
-#define GEMMD_GPU_CPU_CORES_H_
+// What the machine lets a process use: the daemon, its workers and clients decide by it who may spin and how many
+// threads compute. Reads files of the kernel each time: for starts, not for requests.
+#ifndef GEMMD_PROTO_CORES_H_
+#define GEMMD_PROTO_CORES_H_
 
 #include <cstdint>
 #include <string>
@@ -20,4 +21,4 @@ std::string ProcessorName();
 
 }  // namespace gemmd
 
-#endif  // GEMMD_GPU_CPU_CORES_H_
+#endif  // GEMMD_PROTO_CORES_H_
