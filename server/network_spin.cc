@@ -51,6 +51,7 @@ int EpollWait(int epoll, epoll_event* events, int most, int timeout_ms) {
 }  // namespace gemmd::network_spin
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+// NOLINTNEXTLINE(readability-inconsistent-declaration-parameter-name): libc's begin with underscores.
 extern "C" __attribute__((visibility("default"))) int epoll_wait(int epoll, epoll_event* events, int most,
                                                                  int timeout_ms) {
   return gemmd::network_spin::EpollWait(epoll, events, most, timeout_ms);
