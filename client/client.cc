@@ -31,7 +31,6 @@ constexpr int kMinReconnectMillis = 100;
 constexpr int kMaxReconnectMillis = 2'000;
 
 constexpr char kUnixPrefix[] = "unix:";
-constexpr char kCpuDevice[] = "cpu";
 
 std::chrono::system_clock::time_point DeadlineAfter(absl::Duration timeout) {
   return absl::ToChronoTime(absl::Now() + timeout);

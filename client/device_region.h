@@ -7,6 +7,7 @@
 
 #include "client/gpu.h"
 #include "client/tensor_view.h"
+#include "proto/job.h"
 #include "proto/shared_memory.h"
 
 #include "absl/status/status.h"
@@ -63,7 +64,7 @@ class DeviceRegion {
   uint64_t byte_size() const { return byte_size_; }
   // The GPU; null for a pool on the CPU, whose data() may be read and written directly.
   const Gpu* gpu() const;
-  std::string device() const { return gpu() == nullptr ? "cpu" : gpu()->uuid(); }
+  std::string device() const { return gpu() == nullptr ? kCpuDevice : gpu()->uuid(); }
   // An address of the device: for kernels of this process.
   void* data() const;
 

@@ -3,6 +3,7 @@
 // result checked against the FP64 reference.
 #include "client/gemmctl_commands.h"
 #include "client/problem.h"
+#include "proto/job.h"
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -161,7 +162,7 @@ absl::Status RunDemo(const CommandOptions& options) {
   const absl::StatusOr<v1::ServerInfo> info = (*client)->GetInfo();
   if (!info.ok()) return info.status();
   const bool on_gpu = std::any_of(info->workers().begin(), info->workers().end(),
-                                  [](const v1::WorkerInfo& worker) { return worker.device() != "cpu"; });
+                                  [](const v1::WorkerInfo& worker) { return worker.device() != kCpuDevice; });
   for (const DemoCase& demo : DemoCases(on_gpu)) {
     const absl::StatusOr<DemoResult> result = RunCase(client->get(), demo, options.seed);
     const std::string op(Name(demo.spec.op));

@@ -5,6 +5,7 @@
 #include "client/health.h"
 #include "client/problem.h"
 #include "client/stored_array.h"
+#include "proto/job.h"
 #include "proto/warm_up_manifest.h"
 
 #include "absl/strings/numbers.h"
@@ -114,9 +115,9 @@ absl::Status RunInfo(const CommandOptions& options) {
     workers.Add({worker.device(), worker.name(), v1::WorkerInfo::State_Name(worker.state()),
                  absl::StrCat(worker.restarts()), absl::StrCat(worker.pid()), absl::StrCat(worker.cores()),
                  BytesText(worker.memory_bytes()), absl::StrCat(worker.jobs_in_flight()),
-                 worker.device() == "cpu" ? "-"
-                 : worker.mps()           ? "on"
-                                          : "off"});
+                 worker.device() == kCpuDevice ? "-"
+                 : worker.mps()                ? "on"
+                                               : "off"});
   }
   const std::string text = absl::StrCat(
       "gemmd ", info->version(), ", started ", absl::FormatTime("%Y-%m-%d %H:%M:%S UTC", started, absl::UTCTimeZone()),

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "client/load_run.h"
 
+#include "proto/job.h"
+
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
@@ -88,7 +90,7 @@ void LoadRun::NoteGpus(Client& client) {
   if (!info.ok()) return;
   const absl::MutexLock lock(&mutex_);
   for (const v1::WorkerInfo& worker : info->workers()) {
-    if (worker.device() != "cpu") report_.mps[worker.device()] = worker.mps();
+    if (worker.device() != kCpuDevice) report_.mps[worker.device()] = worker.mps();
   }
 }
 

@@ -47,6 +47,9 @@ enum class GroupEncoding : uint8_t {
 // Same numbers as gemmd.v1.Quantize.Block.
 enum class QuantizeBlock : uint8_t { kUnset = 0, k1x128 = 1, k128x128 = 2 };
 
+// What a worker on the CPU calls its device; others have the UUID of their GPU.
+inline constexpr char kCpuDevice[] = "cpu";
+
 // Operands by position in JobDescriptor::operands. Quantize: x is kA, q is kD, sf is kSfd.
 enum class OperandIndex : uint8_t { kA = 0, kSfa = 1, kB = 2, kSfb = 3, kD = 4, kSfd = 5, kGroups = 6 };
 inline constexpr int kOperandCount = 7;

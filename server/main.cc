@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // gemmd: flags, signals, and the life of the daemon.
+#include "proto/job.h"
 #include "proto/log.h"
 #include "server/daemon.h"
 #include "server/device_discovery.h"
@@ -207,7 +208,7 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.worker_binary = WorkerBinary();
   const std::string devices = absl::GetFlag(FLAGS_workers);
   DeviceSupport support;
-  if (devices != "cpu") support = FindDevices(options.worker_binary);
+  if (devices != kCpuDevice) support = FindDevices(options.worker_binary);
   absl::StatusOr<std::vector<std::string>> workers = ParseWorkers(devices, support);
   if (!workers.ok()) return workers.status();
   if (devices == "auto" && support.gpus.empty()) spdlog::info("workers: the CPU, no GPU: {}", support.why_no_gpu);

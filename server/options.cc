@@ -2,6 +2,7 @@
 #include "server/options.h"
 
 #include "proto/broker.h"
+#include "proto/job.h"
 #include "server/worker_pool.h"
 
 #include "absl/strings/match.h"
@@ -133,11 +134,11 @@ absl::StatusOr<std::vector<std::string>> ParseWorkers(absl::string_view text, co
   std::vector<std::string> workers;
   if (text == "auto") {
     workers = support.gpus;
-    if (workers.empty()) workers.push_back("cpu");
+    if (workers.empty()) workers.push_back(kCpuDevice);
     return workers;
   }
   for (absl::string_view part : absl::StrSplit(text, ',')) {
-    if (part == "cpu") {
+    if (part == kCpuDevice) {
       workers.emplace_back(part);
       continue;
     }

@@ -50,9 +50,6 @@ struct WorkerSnapshot {
   WorkerGauges gauges;         // Of the living one.
 };
 
-// What the embedded worker calls its device.
-inline constexpr char kCpuDevice[] = "cpu";
-
 // No worker, or any.
 inline constexpr int kAnyWorker = -1;
 

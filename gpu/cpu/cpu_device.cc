@@ -3,6 +3,7 @@
 
 #include "gpu/cpu/cpu_memory.h"
 #include "proto/cores.h"
+#include "proto/job.h"
 
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
@@ -76,7 +77,7 @@ absl::StatusOr<std::unique_ptr<Device>> CpuDevice::Open(const CpuDeviceOptions& 
   openblas_set_num_threads(1);
   const int threads = options.threads > 0 ? options.threads : UsableCores();
   DeviceTraits traits;
-  traits.device = "cpu";
+  traits.device = kCpuDevice;
   traits.name = ProcessorName();
   traits.memory_bytes = UsableMemoryBytes();
   traits.cores = static_cast<uint32_t>(threads);
