@@ -6,9 +6,12 @@
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include <grpcpp/alarm.h>
+#include <grpcpp/completion_queue.h>
 #include <gtest/gtest.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdint>
 #include <ctime>
 #include <sys/epoll.h>
@@ -95,6 +98,19 @@ TEST_F(NetworkSpinTest, PollingEndsWithTheTimeout) {
 }
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+TEST_F(NetworkSpinTest, GrpcWaitsByIt) {
+  const uint64_t spun = network_spin::SpunNanos();
+  grpc::CompletionQueue queue;
+  grpc::Alarm alarm;  // A queue without any operation would not wait.
+  alarm.Set(&queue, std::chrono::system_clock::now() + std::chrono::milliseconds(50), nullptr);
+  void* tag = nullptr;
+  bool ok = false;
+  EXPECT_TRUE(queue.Next(&tag, &ok));
+  EXPECT_GT(network_spin::SpunNanos(), spun);
+  queue.Shutdown();
+  EXPECT_FALSE(queue.Next(&tag, &ok));
+}
+
 TEST_F(NetworkSpinTest, LibcsNameIsTakenByIt) {
   const uint64_t spun = network_spin::SpunNanos();
   EXPECT_EQ(epoll_wait(epoll_.get(), &ready_, 1, 5), 0);
