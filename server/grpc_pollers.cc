@@ -149,7 +149,8 @@ void GrpcPollers::Nudge() {
   });
 }
 
-// What the thread that waits polled in vain is not load.
+// What the thread that waits polled in vain is not load. (Measured by another clock, it may come out a little too
+// long.)
 double GrpcPollers::CpuSeconds() const {
   double seconds = -static_cast<double>(network_spin::SpunNanos()) * 1e-9;
   for (const pid_t thread : threads_) {
@@ -174,7 +175,7 @@ void GrpcPollers::Govern() {
   while (!Ended(policy_.period)) {
     const double used = CpuSeconds();
     const absl::Time now = absl::Now();
-    const double cores = (used - used_before) / absl::ToDoubleSeconds(now - before);
+    const double cores = std::max(used - used_before, 0.0) / absl::ToDoubleSeconds(now - before);
     used_before = used;
     before = now;
     if (cores >= policy_.park_below) busy = now;

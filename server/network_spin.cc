@@ -39,10 +39,11 @@ int EpollWait(int epoll, epoll_event* events, int most, int timeout_ms) {
   int ready = 0;
   uint64_t now_ns = begin_ns;
   do {
+    const uint64_t looked_ns = now_ns;
     ready = Wait(epoll, events, most, 0);
     now_ns = MonotonicNanos();
+    if (ready == 0) spun_ns.fetch_add(now_ns - looked_ns, std::memory_order_relaxed);
   } while (ready == 0 && now_ns < end_ns && now_ns < until_ns.load(std::memory_order_relaxed));
-  spun_ns.fetch_add(now_ns - begin_ns, std::memory_order_relaxed);
   if (ready != 0 || now_ns >= end_ns) return ready;
   const int left_ms = timeout_ms < 0 ? timeout_ms : timeout_ms - static_cast<int>((now_ns - begin_ns) / kNanosPerMilli);
   return Wait(epoll, events, most, left_ms);
@@ -50,7 +51,7 @@ int EpollWait(int epoll, epoll_event* events, int most, int timeout_ms) {
 
 }  // namespace gemmd::network_spin
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if GEMMD_OWN_EPOLL_WAIT
 // NOLINTNEXTLINE(readability-inconsistent-declaration-parameter-name): libc's begin with underscores.
 extern "C" __attribute__((visibility("default"))) int epoll_wait(int epoll, epoll_event* events, int most,
                                                                  int timeout_ms) {

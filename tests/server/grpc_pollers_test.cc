@@ -4,7 +4,9 @@
 #include "server/grpc_pollers.h"
 
 #include "gemmd/v1/tensors.grpc.pb.h"
+#include "proto/job_ring.h"
 #include "server/cpu_placement.h"
+#include "server/network_spin.h"
 
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
@@ -124,6 +126,21 @@ TEST_F(GrpcPollersTest, AllThreadsServeUnderLoadAndOneAgainAfterIt) {
   while (pollers.serving() != 1 && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(1));
   EXPECT_EQ(pollers.serving(), 1);
 }
+
+#if GEMMD_OWN_EPOLL_WAIT
+TEST_F(GrpcPollersTest, PollingForTheNetworkIsNoLoad) {
+  const GrpcPollers pollers({.period = absl::Milliseconds(10), .release_above = 0.6}, AllowedCpus());
+  const uint64_t spun_ns = network_spin::SpunNanos();
+  const absl::Time end = absl::Now() + absl::Milliseconds(500);
+  network_spin::KeepUntil(MonotonicNanos() + 500'000'000);
+  CallFor(1, absl::Milliseconds(5));  // Ends the sleep that the thread is in.
+  while (absl::Now() < end) {
+    ASSERT_EQ(pollers.serving(), 1);
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  EXPECT_GT(network_spin::SpunNanos(), spun_ns + 100'000'000);
+}
+#endif
 
 TEST_F(GrpcPollersTest, TheEndReleasesThem) {
   for (int i = 0; i < 50; ++i) const GrpcPollers pollers({}, AllowedCpus());
