@@ -2,7 +2,6 @@
 #include "server/daemon.h"
 
 #include "proto/broker.h"
-#include "proto/cores.h"
 #include "proto/warm_up_manifest.h"
 #include "server/cpu_placement.h"
 #include "server/debug_pages.h"
@@ -13,14 +12,12 @@
 #include "server/tls.h"
 #include "server/warm_up.h"
 
-#include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "spdlog/spdlog.h"
 
-#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -48,33 +45,13 @@ absl::StatusOr<std::vector<PrepareShape>> ReadWarmUp(const std::string& path) {
   return shapes;
 }
 
-// Where a core more or less does not matter, completions are waited for by spinning as long as a product on a GPU
-// takes: a futex wake of a core that sleeps costs 30 to 50 us on a virtual machine. So is the network beside such a
-// product, and for the time that a client takes to send its next request.
-constexpr int kManyCores = 8;
-constexpr uint64_t kPatientSpinNanos = 500'000;
-constexpr uint64_t kNetworkPauseNanos = 200'000;
-
-void SetSpins(const ServerOptions& options, WorkerLinkOptions& link) {
-  const int cores = UsableCores();
-  if (cores < 2 || options.spin_us == 0) {
-    link.spin_ns = link.assist_ns = 0;
-    return;
-  }
-  if (options.spin_us < 0 && cores < kManyCores) return;
-  link.spin_ns = options.spin_us < 0 ? kPatientSpinNanos : static_cast<uint64_t>(options.spin_us) * 1000;
-  if (absl::c_all_of(options.workers, [](const std::string& device) { return device == kCpuDevice; })) return;
-  link.network_spin_ns = link.spin_ns;
-  link.network_pause_ns = std::min(link.spin_ns, kNetworkPauseNanos);
-}
-
 ProcessWorkerPoolOptions PoolOptions(const ServerOptions& options, std::optional<int> loop_cpu) {
   ProcessWorkerPoolOptions pool;
   pool.devices = options.workers;
   pool.supervisor.worker_binary = options.worker_binary;
   pool.supervisor.start_timeout_ns = static_cast<uint64_t>(absl::ToInt64Nanoseconds(options.worker_start_timeout));
   pool.link.hang_timeout_ns = static_cast<uint64_t>(absl::ToInt64Nanoseconds(options.worker_hang_timeout));
-  SetSpins(options, pool.link);
+  pool.spin_us = options.spin_us;
   for (const std::string& device : options.workers) {
     pool.supervisor.workers.push_back(
         {absl::StrCat("--device=", device), absl::StrCat("--threads=", options.worker_threads),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/process_worker_pool.h"
 
+#include "proto/cores.h"
 #include "server/router.h"
 
 #include "absl/container/inlined_vector.h"
@@ -25,7 +26,10 @@ absl::Status NoneReady() { return absl::UnavailableError("no ready worker"); }
 }  // namespace
 
 ProcessWorkerPool::ProcessWorkerPool(ProcessWorkerPoolOptions options, std::function<void()> on_change)
-    : options_(std::move(options)), on_change_(std::move(on_change)), slots_(options_.devices.size()) {
+    : options_(std::move(options)),
+      on_change_(std::move(on_change)),
+      usable_cores_(UsableCores()),
+      slots_(options_.devices.size()) {
   for (size_t i = 0; i < slots_.size(); ++i) slots_[i].traits.device = options_.devices[i];
   supervisor_ = std::make_unique<Supervisor>(
       options_.supervisor,
@@ -113,7 +117,9 @@ void ProcessWorkerPool::OnStarted(int worker, pid_t pid, UniqueFd socket) {
     WorkerLinkOptions options = options_.link;
     options.worker = worker;
     options.generation = generation;
-    if (slot.traits.device != kCpuDevice) options.least_work_per_second = kLeastGpuWorkPerSecond;
+    const bool on_gpu = slot.traits.device != kCpuDevice;
+    if (on_gpu) options.least_work_per_second = kLeastGpuWorkPerSecond;
+    options.spins = SpinTimesFor(options_.spin_us, usable_cores_, on_gpu);
     absl::StatusOr<std::unique_ptr<WorkerLink>> created =
         WorkerLink::Create(std::move(socket), options,
                            {[this, worker, generation](const WorkerTraits& traits, const UniqueFd& counters) {

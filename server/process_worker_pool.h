@@ -35,7 +35,8 @@ namespace gemmd {
 
 struct ProcessWorkerPoolOptions {
   SupervisorOptions supervisor;
-  WorkerLinkOptions link;
+  WorkerLinkOptions link;  // But for what is set for each worker: spins, least work, its index and generation.
+  int spin_us = -1;        // SpinTimesFor takes it.
   // What every worker prepares once it is ready, the successor of a dead one too, while it takes jobs.
   std::vector<PrepareShape> warm_up;
   std::vector<std::string> devices;  // What each worker is called until its hello: "cpu", or the UUID of a GPU.
@@ -129,6 +130,7 @@ class ProcessWorkerPool : public WorkerPool {
 
   const ProcessWorkerPoolOptions options_;
   const std::function<void()> on_change_;
+  const int usable_cores_;
   std::atomic<uint64_t> next_region_id_{1};
 
   mutable absl::Mutex mutex_;

@@ -118,7 +118,7 @@ absl::StatusOr<uint64_t> WorkerLink::Submit(const JobDescriptor& descriptor, dou
   free_jobs_.pop_back();
   submitted_ns_[index].store(now_ns, std::memory_order_relaxed);
   work_in_flight_.fetch_add(work, std::memory_order_relaxed);
-  if (options_.network_spin_ns > 0) network_spin::KeepUntil(now_ns + options_.network_spin_ns);
+  if (options_.spins.network_ns > 0) network_spin::KeepUntil(now_ns + options_.spins.network_ns);
   return job.job_id;
 }
 
@@ -227,7 +227,7 @@ bool WorkerLink::TryAssist() {
   if (reader_ != Reader::kNobody) return false;
   const uint64_t in_flight = jobs_in_flight();
   if (in_flight == 0) return false;
-  if (in_flight > 1 || options_.assist_ns == 0) {
+  if (in_flight > 1 || options_.spins.assist_ns == 0) {
     thread_wanted_ = true;
     return false;
   }
@@ -241,7 +241,7 @@ void WorkerLink::LeaveToThread() {
 }
 
 void WorkerLink::Assist() {
-  const uint64_t end_ns = MonotonicNanos() + options_.assist_ns;
+  const uint64_t end_ns = MonotonicNanos() + options_.spins.assist_ns;
   while (jobs_in_flight() > 0 && !dead() && MonotonicNanos() < end_ns) {
     // The clock costs about 20 ns; a few turns between two looks at it keep the reaction to a completion short.
     for (int turn = 0; turn < 16 && jobs_in_flight() > 0; ++turn) {
@@ -284,7 +284,7 @@ void WorkerLink::ReadUntilIdle() {
     const bool hangs = !has_read && hang_ns != 0 && now_ns >= hang_ns;
     if (hangs && !was_dead && events_.on_hang) events_.on_hang();
     if (has_read || hangs) progress_ns = now_ns;
-    completions_.Wait(HangDeadline(progress_ns), SpinPolicy{options_.spin_ns});
+    completions_.Wait(HangDeadline(progress_ns), SpinPolicy{options_.spins.completion_ns});
   }
 }
 
@@ -319,7 +319,7 @@ bool WorkerLink::DrainRing() {
 }
 
 void WorkerLink::Complete(const JobCompletion& completion) {
-  if (options_.network_pause_ns > 0) network_spin::KeepUntil(MonotonicNanos() + options_.network_pause_ns);
+  if (options_.spins.network_pause_ns > 0) network_spin::KeepUntil(MonotonicNanos() + options_.spins.network_pause_ns);
   PendingJob job;
   if (!TakeJob(completion.job_id, job)) {
     unknown_job_.Log(spdlog::level::err, "worker completed a job that it was not given");

@@ -14,6 +14,7 @@
 #include "proto/job_ring.h"
 #include "proto/log.h"
 #include "proto/unique_fd.h"
+#include "server/spin_times.h"
 #include "server/worker_pool.h"
 
 #include "absl/base/thread_annotations.h"
@@ -34,15 +35,7 @@ namespace gemmd {
 
 struct WorkerLinkOptions {
   uint32_t ring_slots = kDefaultRingSlots;
-  // The completion thread's spin while jobs are in flight, before it sleeps on the ring.
-  uint64_t spin_ns = 100'000;
-  // How long a submitter reads completions itself: as long as a tiny product and the wake of the worker take. It is a
-  // thread that other requests could use, so no longer. 0: never (on one core the worker needs it).
-  uint64_t assist_ns = 50'000;
-  // How long the thread that waits for the network polls after a job was submitted, and, for the client's next request,
-  // after one was completed (network_spin.h). 0: never.
-  uint64_t network_spin_ns = 0;
-  uint64_t network_pause_ns = 0;
+  SpinTimes spins = {};
   // Jobs in flight; the worker's own queue holds 4096 (gpu/batcher.h). A power of two.
   uint32_t max_jobs_in_flight = 4096;
   // Control requests sent and not answered; the rest waits here, so that a send never blocks on a full socket buffer

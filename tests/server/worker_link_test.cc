@@ -4,6 +4,7 @@
 
 #include "proto/message_socket.h"
 #include "proto/shared_memory.h"
+#include "server/network_spin.h"
 
 #include "absl/synchronization/notification.h"
 #include <gtest/gtest.h>
@@ -11,6 +12,7 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <utility>
 #include <vector>
@@ -318,7 +320,7 @@ TEST_F(WorkerLinkTest, MoreControlRequestsThanMayBeSentWaitForReplies) {
 }
 
 TEST_F(WorkerLinkTest, AnAssistantDeliversTheCompletionItself) {
-  Start({.assist_ns = kPatienceNs});
+  Start({.spins = {.assist_ns = kPatienceNs}});
   Outcome outcome;
   ASSERT_TRUE(link_->Submit({}, 1, outcome.ForJob()).ok());
   worker_->Complete(worker_->ReadJob().job_id);
@@ -328,7 +330,7 @@ TEST_F(WorkerLinkTest, AnAssistantDeliversTheCompletionItself) {
 }
 
 TEST_F(WorkerLinkTest, TheThreadTakesOverWhatAnAssistantDidNotSee) {
-  Start({.assist_ns = 1});
+  Start({.spins = {.assist_ns = 1}});
   Outcome outcome;
   ASSERT_TRUE(link_->Submit({}, 1, outcome.ForJob()).ok());
   ASSERT_TRUE(link_->TryAssist());
@@ -338,7 +340,7 @@ TEST_F(WorkerLinkTest, TheThreadTakesOverWhatAnAssistantDidNotSee) {
 }
 
 TEST_F(WorkerLinkTest, OnlyAnIdleLinkTakesAnAssistant) {
-  Start({.assist_ns = kPatienceNs});
+  Start({.spins = {.assist_ns = kPatienceNs}});
   EXPECT_FALSE(link_->TryAssist());
   Outcome first;
   Outcome second;
@@ -350,8 +352,47 @@ TEST_F(WorkerLinkTest, OnlyAnIdleLinkTakesAnAssistant) {
   EXPECT_TRUE(second.Wait().ok());
 }
 
+// Whether somebody who waits for the network now would poll.
+bool NetworkIsPolled() {
+  const uint64_t spun_ns = network_spin::SpunNanos();
+  const UniqueFd epoll(epoll_create1(EPOLL_CLOEXEC));
+  epoll_event event;
+  EXPECT_EQ(network_spin::EpollWait(epoll.get(), &event, 1, 1), 0);
+  return network_spin::SpunNanos() > spun_ns;
+}
+
+void AwaitThatNetworkIsNotPolled() {
+  while (NetworkIsPolled()) {
+  }
+}
+
+constexpr uint64_t kBriefPollNs = 300'000'000;
+
+TEST_F(WorkerLinkTest, TheNetworkIsPolledBesideAJob) {
+  Start({.spins = {.network_ns = kBriefPollNs}});
+  AwaitThatNetworkIsNotPolled();
+  Outcome outcome;
+  ASSERT_TRUE(Submit(1, outcome.ForJob()).ok());
+  EXPECT_TRUE(NetworkIsPolled());
+  AwaitThatNetworkIsNotPolled();
+  worker_->Complete(worker_->ReadJob().job_id);
+  EXPECT_TRUE(outcome.Wait().ok());
+  EXPECT_FALSE(NetworkIsPolled());
+}
+
+TEST_F(WorkerLinkTest, TheNetworkIsPolledForAPauseAfterAJob) {
+  Start({.spins = {.network_pause_ns = kBriefPollNs}});
+  AwaitThatNetworkIsNotPolled();
+  Outcome outcome;
+  ASSERT_TRUE(Submit(1, outcome.ForJob()).ok());
+  EXPECT_FALSE(NetworkIsPolled());
+  worker_->Complete(worker_->ReadJob().job_id);
+  EXPECT_TRUE(outcome.Wait().ok());
+  EXPECT_TRUE(NetworkIsPolled());
+}
+
 TEST_F(WorkerLinkTest, TheDeathOfTheWorkerEndsTheAssistance) {
-  Start({.assist_ns = kPatienceNs});
+  Start({.spins = {.assist_ns = kPatienceNs}});
   Outcome outcome;
   ASSERT_TRUE(link_->Submit({}, 1, outcome.ForJob()).ok());
   ASSERT_TRUE(link_->TryAssist());
