@@ -29,7 +29,8 @@ class DeviceMemory {
   virtual uint64_t byte_size() const = 0;
   // Copies [offset, offset + byte_size) to host memory, for small arrays that the job check reads (groups).
   // Any thread; but the worker's loop only where on_device(). Errors: OUT_OF_RANGE if the memory is no longer there (a
-  // shared-memory object was truncated), DATA_LOSS if the device is beyond repair (and Device::Healthy says so).
+  // shared-memory object was truncated), RESOURCE_EXHAUSTED, DATA_LOSS if the device is beyond repair (and
+  // Device::Healthy says so), INTERNAL for other failures of the device.
   virtual absl::Status ReadBytes(uint64_t offset, uint64_t byte_size, void* destination) const = 0;
   // Whether it is the device's own memory: there ReadBytes takes some microseconds, but waits for no running batch.
   virtual bool on_device() const { return false; }
@@ -79,6 +80,11 @@ using BatchDone = std::function<void(Batch, BatchResult)>;
 
 // What a test can make happen to the next batch.
 enum class DeviceFault : uint8_t { kIllegalAccess, kHang };
+
+// What a job is told whose work failed: RESOURCE_EXHAUSTED is kOutOfMemory, OUT_OF_RANGE kRegionShrank, UNIMPLEMENTED
+// kUnsupported, each of `field`; DATA_LOSS is kDeviceLost, anything else kDeviceFailed, of the device, and got is the
+// code. Of OK: kNone.
+Reason FailureReason(JobField field, const absl::Status& status);
 
 class Device {
  public:

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "gpu/job_check.h"
 
+#include "gpu/device.h"
 #include "gpu/job_rules.h"
 #include "gpu/memory_window.h"
 #include "gpu/row_groups.h"
@@ -328,10 +329,7 @@ class Check {
       return {};
     }
     absl::StatusOr<std::vector<int64_t>> values = ReadGroupArray(gemm_.operand(OperandIndex::kGroups));
-    if (absl::IsDataLoss(values.status())) {
-      return {.field = JobField::kDevice, .rule = Rule::kDeviceLost, .got = values.status().raw_code()};
-    }
-    if (!values.ok()) return {.field = JobField::kGroups, .rule = Rule::kRegionShrank};
+    if (!values.ok()) return FailureReason(JobField::kGroups, values.status());
     if (job_.op == Op::kKGrouped) return CheckKGroups(*std::move(values));
     constexpr int64_t kDefaultAlignment = 128;
     const RowGroupSpec spec{

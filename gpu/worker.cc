@@ -24,6 +24,8 @@ constexpr uint64_t kGoodbyeNanos = 500'000'000;
 
 constexpr uint64_t kFrontEndRing = 1;
 
+constexpr Reason kNotStarted{.field = JobField::kDevice, .rule = Rule::kNotStarted};
+
 bool HasManyCores() { return UsableCores() > 1; }
 
 JobCompletion Refusal(uint64_t job_id, const Reason& reason) {
@@ -85,11 +87,10 @@ int Worker::Run() {
 
 int Worker::EndAfterFault(AttachedRing& ring) {
   device_.Wait();  // What the fault failed still gets its answers.
-  const Reason not_started{.field = JobField::kDevice, .rule = Rule::kNotStarted};
-  for (const Job& job : batcher_.TakeAll()) Finish(job, Refusal(job.job_id, not_started));
+  for (const Job& job : batcher_.TakeAll()) Finish(job, Refusal(job.job_id, kNotStarted));
   JobDescriptor descriptor;
   while (ring.submissions.Read(descriptor) == RingRead::kItem) {
-    if (descriptor.op != Op::kCancel) ring.completions.Write(Refusal(descriptor.job_id, not_started));
+    if (descriptor.op != Op::kCancel) ring.completions.Write(Refusal(descriptor.job_id, kNotStarted));
   }
   const uint64_t give_up_ns = MonotonicNanos() + kGoodbyeNanos;
   while (ring.completions.has_backlog() && MonotonicNanos() < give_up_ns) {
@@ -129,12 +130,16 @@ bool Worker::ReadRing(AttachedRing& ring) {
 
 void Worker::Accept(AttachedRing& ring, const JobDescriptor& descriptor) {
   if (descriptor.op == Op::kCancel) return Cancel(ring, descriptor.cancel_job_id);
+  const bool alone = batches_in_flight_.load(std::memory_order_seq_cst) == 0;
+  if (!device_.Healthy().ok()) return ring.completions.Write(Refusal(descriptor.job_id, kNotStarted));
   const uint64_t now_ns = MonotonicNanos();
   last_pause_ns_ = now_ns - std::min(now_ns, busy_until_ns_);
   busy_until_ns_ = now_ns;
   auto checked = CheckJob(descriptor, [this](uint64_t region) { return regions_.Find(region); });
   if (const Reason* reason = std::get_if<Reason>(&checked)) {
-    return ring.completions.Write(Refusal(descriptor.job_id, *reason));
+    // The check reads from the device. What broke it meanwhile was a batch, if there was one.
+    const bool others_fault = reason->rule == Rule::kDeviceLost && !alone;
+    return ring.completions.Write(Refusal(descriptor.job_id, others_fault ? kNotStarted : *reason));
   }
   Job job{.job_id = descriptor.job_id,
           .session = descriptor.session,

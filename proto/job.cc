@@ -163,6 +163,7 @@ std::string Describe(const Reason& reason) {
     case Rule::kQueueFull:
       return absl::StrCat("queue: expected at most ", expected, " requests to wait, got ", got);
     case Rule::kOutOfMemory:
+      if (got == 0) return absl::StrCat(field, ": out of memory");
       return absl::StrCat(field, ": no memory for ", got, " bytes");
     case Rule::kDeadline:
       return "deadline passed before the request was launched; it was not executed";

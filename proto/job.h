@@ -147,7 +147,7 @@ enum class Rule : uint8_t {
   kGroupSum,          // expected total, got.
   kCountMismatch,     // expected, got.
   kQueueFull,         // RESOURCE_EXHAUSTED: expected at most; got.
-  kOutOfMemory,       // RESOURCE_EXHAUSTED: got bytes.
+  kOutOfMemory,       // RESOURCE_EXHAUSTED: got bytes; 0: not known how many.
   kDeadline,          // DEADLINE_EXCEEDED before launch.
   kCancelled,         // CANCELLED before launch.
   kDraining,          // UNAVAILABLE.

@@ -4,6 +4,7 @@
 #include "gpu/cpu/cpu_memory.h"
 #include "gpu/cpu/quantize.h"
 #include "gpu/cpu/transpose.h"
+#include "gpu/device.h"
 
 #include "absl/status/status.h"
 
@@ -22,15 +23,6 @@ uint64_t NowNanos() {
   timespec now{};
   clock_gettime(CLOCK_MONOTONIC, &now);
   return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
-}
-
-Reason Failure(JobField field, const absl::Status& status) {
-  Reason reason;
-  reason.field = field;
-  reason.rule = absl::IsOutOfRange(status)          ? Rule::kRegionShrank
-                : absl::IsResourceExhausted(status) ? Rule::kOutOfMemory
-                                                    : Rule::kDeviceFailed;
-  return reason;
 }
 
 bool SameMatrix(const HostMatrix& x, const HostMatrix& y) {
@@ -162,7 +154,7 @@ Reason BatchRunner::Copy(const Gemm& gemm, ThreadPool* pool) const {
   }
   if (destination.data() != nullptr) {
     const absl::Status status = source.ReadBytes(from.offset, byte_size, destination.data() + to.offset);
-    return status.ok() ? Reason{} : Failure(JobField::kA, status);
+    return FailureReason(JobField::kA, status);
   }
   std::vector<std::byte> buffer(source.data() != nullptr ? 0 : std::min(kCopyChunkBytes, byte_size));
   for (uint64_t begin = 0; begin < byte_size; begin += kCopyChunkBytes) {
@@ -171,10 +163,10 @@ Reason BatchRunner::Copy(const Gemm& gemm, ThreadPool* pool) const {
     if (source.data() != nullptr) {
       bytes = source.data() + from.offset + begin;
     } else if (const absl::Status status = source.ReadBytes(from.offset + begin, count, buffer.data()); !status.ok()) {
-      return Failure(JobField::kA, status);
+      return FailureReason(JobField::kA, status);
     }
     const absl::Status status = destination.WriteBytes(to.offset + begin, count, bytes);
-    if (!status.ok()) return Failure(JobField::kD, status);
+    if (!status.ok()) return FailureReason(JobField::kD, status);
   }
   return {};
 }

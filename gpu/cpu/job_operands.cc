@@ -2,6 +2,7 @@
 #include "gpu/cpu/job_operands.h"
 
 #include "gpu/cpu/cpu_memory.h"
+#include "gpu/device.h"
 
 #include "absl/status/status.h"
 
@@ -23,16 +24,6 @@ uint64_t SpanBytes(const Operand& operand) {
 
 JobField FieldOf(OperandIndex index) {
   return static_cast<JobField>(static_cast<uint8_t>(JobField::kA) + static_cast<uint8_t>(index));
-}
-
-Reason ReasonOf(OperandIndex index, const absl::Status& status) {
-  Reason reason;
-  reason.field = FieldOf(index);
-  reason.rule = absl::IsOutOfRange(status)          ? Rule::kRegionShrank
-                : absl::IsResourceExhausted(status) ? Rule::kOutOfMemory
-                                                    : Rule::kDeviceFailed;
-  reason.got = reason.rule == Rule::kDeviceFailed ? static_cast<int64_t>(status.code()) : 0;
-  return reason;
 }
 
 CpuMemory& MemoryOf(const Operand& operand) { return static_cast<CpuMemory&>(*operand.memory); }
@@ -85,8 +76,7 @@ Reason JobOperands::LoadOperand(OperandIndex index) {
   }
   const bool is_output = index == OperandIndex::kD || index == OperandIndex::kSfd;
   if (is_output && !gemm_.accumulate) return {};
-  const absl::Status status = operand.memory->ReadBytes(operand.offset, span, data);
-  return status.ok() ? Reason{} : ReasonOf(index, status);
+  return FailureReason(FieldOf(index), operand.memory->ReadBytes(operand.offset, span, data));
 }
 
 HostMatrix JobOperands::Matrix(OperandIndex index) const {
@@ -137,7 +127,7 @@ Reason JobOperands::StoreRows(const Output& output) {
     const auto offset = static_cast<uint64_t>(from - data_[static_cast<size_t>(output.index)]);
     const auto byte_size = static_cast<uint64_t>(run_elements * ByteSize(window.dtype));
     const absl::Status status = MemoryOf(operand).WriteBytes(operand.offset + offset, byte_size, from);
-    if (!status.ok()) return ReasonOf(output.index, status);
+    if (!status.ok()) return FailureReason(FieldOf(output.index), status);
   }
   return {};
 }

@@ -60,15 +60,9 @@ absl::StatusOr<int> FindDevice(const std::string& gpu) {
 }
 
 Reason ReasonOf(const absl::Status& status) {
-  Reason reason;
-  if (status.ok()) return reason;
-  reason.field = JobField::kDevice;
-  reason.rule = absl::IsResourceExhausted(status) ? Rule::kOutOfMemory
-                : absl::IsUnimplemented(status)   ? Rule::kUnsupported
-                : absl::IsOutOfRange(status)      ? Rule::kRegionShrank
-                : absl::IsDataLoss(status)        ? Rule::kDeviceLost
-                                                  : Rule::kDeviceFailed;
-  reason.got = status.raw_code();
+  Reason reason = FailureReason(JobField::kDevice, status);
+  const cudaError_t error = CudaErrorOf(status);
+  if (reason.got != 0 && error != cudaSuccess) reason.got = error;
   return reason;
 }
 

@@ -187,6 +187,11 @@ size_t FakeDevice::FinishOne() {
   return jobs;
 }
 
+void FakeDevice::Break() {
+  absl::MutexLock lock(&mutex_);
+  faulted_ = true;
+}
+
 void FakeDevice::AwaitSubmitted(uint64_t batches) {
   const auto reached = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return submitted_ >= batches; };
   absl::MutexLock lock(&mutex_);

@@ -70,6 +70,8 @@ class FakeDevice : public Device {
 
   // With script.manual: waits until a batch was submitted, answers it, and says how many jobs it had.
   size_t FinishOne();
+  // From now on it is beyond repair, and what it still has fails.
+  void Break();
   // Waits until this many batches were submitted since the start.
   void AwaitSubmitted(uint64_t batches);
 

@@ -397,7 +397,7 @@ class UnreadMemory : public DeviceMemory {
 
 // MaskedJob, some of whose operands lie on the device.
 std::variant<Gemm, Reason> CheckOnDevice(std::initializer_list<OperandIndex> on_device,
-                                         const absl::Status& read = absl::UnavailableError("must not be read")) {
+                                         const absl::Status& read = absl::OutOfRangeError("must not be read")) {
   constexpr uint64_t kOnDevice = 9;
   SampleRegions regions;
   regions.SetGroups(SampleGroups(MaskedJob()));
@@ -434,9 +434,10 @@ TEST(JobCheckTest, MaskedRowsAreReadWhereAnythingThatTheyCountLiesElsewhere) {
   }
 }
 
-TEST(JobCheckTest, AReadThatFindsTheDeviceLostIsNotTakenForAShrunkRegion) {
-  EXPECT_REFUSED(std::get<Reason>(CheckOnDevice({kGroups}, absl::DataLossError("lost"))), JobField::kDevice,
-                 Rule::kDeviceLost);
+TEST(JobCheckTest, AReadThatFailsSaysWhy) {
+  const auto check = [](const absl::Status& read) { return std::get<Reason>(CheckOnDevice({kGroups}, read)); };
+  EXPECT_REFUSED(check(absl::OutOfRangeError("")), JobField::kGroups, Rule::kRegionShrank);
+  EXPECT_REFUSED(check(absl::DataLossError("")), JobField::kDevice, Rule::kDeviceLost);
 }
 
 TEST(JobCheckTest, OffsetsMayBe64Bit) {

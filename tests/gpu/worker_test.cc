@@ -5,6 +5,8 @@
 #include "tests/gpu/fake_device.h"
 #include "tests/gpu/job_samples.h"
 
+#include "absl/status/status.h"
+#include "absl/synchronization/notification.h"
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -15,6 +17,7 @@
 #include <sys/syscall.h>
 #include <thread>
 #include <unistd.h>
+#include <vector>
 
 namespace gemmd {
 namespace {
@@ -287,6 +290,69 @@ TEST_F(WorkerTest, ADeviceBeyondRepairEndsTheLoopAfterItsAnswers) {
   Start({.delay_ns = 1, .fault_after_jobs = 1});
   Submit(SampleJob(1, 0));
   EXPECT_EQ(Receive().code, CodeOf(Rule::kDeviceFailed));
+  EXPECT_EQ(JoinLoop(), kExitDeviceFault);
+}
+
+// Memory of the device, which breaks it when it is read.
+class BreakingMemory : public DeviceMemory {
+ public:
+  BreakingMemory(FakeDevice& device, absl::Notification& read, absl::Notification& go_on)
+      : device_(device), read_(read), go_on_(go_on) {}
+  uint64_t byte_size() const override { return kRegionBytes; }
+  bool on_device() const override { return true; }
+  absl::Status ReadBytes(uint64_t, uint64_t, void*) const override {
+    read_.Notify();
+    go_on_.WaitForNotification();
+    device_.Break();
+    return absl::DataLossError("broken");
+  }
+
+ private:
+  FakeDevice& device_;
+  absl::Notification& read_;
+  absl::Notification& go_on_;
+};
+
+// Jobs of which the first and the last have group arrays in memory that breaks the device.
+class BrokenDeviceTest : public WorkerTest {
+ protected:
+  // What the first, one that reads nothing and the last get when the device breaks under the first.
+  std::vector<Rule> BreakUnderTheFirst() {
+    constexpr uint64_t kBreakingRegion = 9;
+    absl::Notification read;
+    absl::Notification go_on;
+    regions_.table.Add(kBreakingRegion, std::make_shared<BreakingMemory>(*device_, read, go_on), Access::kReadOnly);
+    JobDescriptor grouped = ContiguousJob();
+    grouped.operand(OperandIndex::kGroups).region = kBreakingRegion;
+    grouped.job_id = 12;
+    Submit(grouped);
+    read.WaitForNotification();
+    Submit(SampleJob(13, 3));
+    grouped.job_id = 14;
+    Submit(grouped);
+    go_on.Notify();
+    std::map<uint64_t, Rule> rules;
+    for (int i = 0; i < 3; ++i) {
+      const JobCompletion completion = Receive();
+      rules[completion.job_id] = completion.reason.rule;
+    }
+    return {rules[12], rules[13], rules[14]};
+  }
+};
+
+TEST_F(BrokenDeviceTest, AReadThatBreaksItFailsItsOwnJobOnly) {
+  Start({.manual = true});
+  EXPECT_EQ(BreakUnderTheFirst(), (std::vector<Rule>{Rule::kDeviceLost, Rule::kNotStarted, Rule::kNotStarted}));
+  EXPECT_EQ(JoinLoop(), kExitDeviceFault);
+}
+
+TEST_F(BrokenDeviceTest, ABatchThatBreaksItFailsNoJobWhoseGroupsAreBeingRead) {
+  Start({.manual = true});
+  Submit(SampleJob(1, 1));
+  device_->AwaitSubmitted(1);
+  EXPECT_EQ(BreakUnderTheFirst(), (std::vector<Rule>(3, Rule::kNotStarted)));
+  device_->FinishOne();
+  EXPECT_EQ(Receive().reason.rule, Rule::kDeviceFailed);
   EXPECT_EQ(JoinLoop(), kExitDeviceFault);
 }
 
