@@ -162,8 +162,9 @@ absl::StatusOr<v1::RunResponse> Client::Run(const v1::RunRequest& request, CallO
   grpc::CompletionQueue queue;
   const auto call = gemm_->AsyncRun(&context, request, &queue);
   call->Finish(&response, &status, nullptr);
-  AwaitCall(queue, options_.spin);
+  const bool answered = AwaitCall(queue, options_.spin);
   if (!status.ok()) return FromGrpc(status);
+  if (!answered) return absl::InternalError("response: expected a gemmd.v1.RunResponse, got something else");
   return response;
 }
 

@@ -3,11 +3,11 @@
 
 #include "proto/cores.h"
 
-#include "absl/time/clock.h"
 #include <grpc/support/time.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 
 namespace gemmd {
 namespace {
@@ -35,31 +35,37 @@ class PollingSlot {
   const bool taken_;
 };
 
-bool Poll(grpc::CompletionQueue& queue, absl::Duration spin) {
+using Clock = std::chrono::steady_clock;
+
+// Whether the operation came while it polled, and then how it went.
+std::optional<bool> Poll(grpc::CompletionQueue& queue, absl::Duration spin) {
   const PollingSlot slot;
-  if (!slot.taken()) return false;
+  if (!slot.taken()) return std::nullopt;
   const gpr_timespec past = gpr_inf_past(GPR_CLOCK_MONOTONIC);  // A look at the socket, no wait.
-  const absl::Time end = absl::Now() + spin;
+  const Clock::time_point end = Clock::now() + absl::ToChronoNanoseconds(spin);
   void* tag = nullptr;
   bool ok = false;
   do {
-    if (queue.AsyncNext(&tag, &ok, past) == grpc::CompletionQueue::GOT_EVENT) return true;
-  } while (absl::Now() < end);
-  return false;
+    if (queue.AsyncNext(&tag, &ok, past) == grpc::CompletionQueue::GOT_EVENT) return ok;
+  } while (Clock::now() < end);
+  return std::nullopt;
 }
 
 }  // namespace
 
 absl::Duration DefaultSpin() { return Cores() >= kManyCores ? kPatientSpin : absl::ZeroDuration(); }
 
-void AwaitCall(grpc::CompletionQueue& queue, std::optional<absl::Duration> spin) {
+bool AwaitCall(grpc::CompletionQueue& queue, std::optional<absl::Duration> spin) {
   const absl::Duration patience = spin.value_or(DefaultSpin());
+  std::optional<bool> outcome;
+  if (patience > absl::ZeroDuration()) outcome = Poll(queue, patience);
   void* tag = nullptr;
   bool ok = false;
-  if (patience <= absl::ZeroDuration() || !Poll(queue, patience)) queue.Next(&tag, &ok);
+  if (!outcome) outcome = queue.Next(&tag, &ok) && ok;
   queue.Shutdown();
   while (queue.Next(&tag, &ok)) {
   }
+  return *outcome;
 }
 
 }  // namespace gemmd

@@ -4,6 +4,7 @@
 
 #include "client/health.h"
 #include "gemmd/v1/sessions.grpc.pb.h"
+#include "proto/cores.h"
 #include "proto/message_socket.h"
 
 #include "absl/strings/str_cat.h"
@@ -313,11 +314,40 @@ TEST_F(ClientTest, CallsThatPollGetTheirAnswersAndErrors) {
   }
 }
 
+class Babbler final : public v1::Gemm::WithRawCallbackMethod_Run<v1::Gemm::Service> {
+ public:
+  grpc::ServerUnaryReactor* Run(grpc::CallbackServerContext* context, const grpc::ByteBuffer*,
+                                grpc::ByteBuffer* response) override {
+    const grpc::Slice nonsense("\xff\xff\xff");
+    *response = grpc::ByteBuffer(&nonsense, 1);
+    auto* const reactor = context->DefaultReactor();
+    reactor->Finish(grpc::Status::OK);
+    return reactor;
+  }
+};
+
+TEST_F(ClientTest, AnAnswerThatIsNoneIsAnError) {
+  const std::string socket = socket_ + ".babble";
+  Babbler babbler;
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort("unix:" + socket, grpc::InsecureServerCredentials());
+  builder.RegisterService(&babbler);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  ASSERT_NE(server, nullptr);
+  for (const absl::Duration spin : {absl::ZeroDuration(), absl::Seconds(20)}) {
+    const auto client = Client::Connect("unix:" + socket, {.open_session = false, .spin = spin});
+    ASSERT_TRUE(client.ok()) << client.status();
+    EXPECT_EQ((*client)->Dense(Call("abc")).status().code(), absl::StatusCode::kInternal);
+  }
+  server->Shutdown();
+  unlink(socket.c_str());
+}
+
 TEST_F(ClientTest, MoreThreadsThanMayPollAllGetTheirAnswers) {
   const auto client = Client::Connect("unix:" + socket_, {.open_session = false, .spin = absl::Milliseconds(5)});
   ASSERT_TRUE(client.ok()) << client.status();
   std::vector<std::thread> threads;
-  for (unsigned i = 0; i < 2 * std::thread::hardware_concurrency() + 2; ++i) {
+  for (unsigned i = 0; i < 2u * static_cast<unsigned>(UsableCores()) + 2; ++i) {
     threads.emplace_back([&client, i] {
       for (int call = 0; call < 20; ++call) {
         const std::string bytes = absl::StrCat(i, ".", call);
