@@ -4,9 +4,9 @@
 #include "gpu/cuda_status.h"
 #include "gpu/jit/kernel_source.h"
 #include "proto/cores.h"
+#include "proto/job_ring.h"
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "spdlog/spdlog.h"
 
 #include <algorithm>
@@ -19,9 +19,9 @@
 namespace gemmd {
 namespace {
 
-constexpr size_t kChoiceLimit = 65536;                          // Remembered shapes; beyond that all are forgotten.
-constexpr absl::Duration kLoadAgain = absl::Milliseconds(100);  // On a full GPU a load fails after 0.3 ms.
-constexpr int kStartThreads = 8;                                // Compile the fallbacks at most; one for each core.
+constexpr size_t kChoiceLimit = 65536;             // Remembered shapes; beyond that all are forgotten.
+constexpr uint64_t kLoadAgainNanos = 100'000'000;  // On a full GPU a load fails after 0.3 ms.
+constexpr int kStartThreads = 8;                   // Compile the fallbacks at most; one for each core.
 
 // The kernels beside GEMMs.
 const char* QuantizeExpression(QuantizeInput input, QuantizeShape shape) {
@@ -207,9 +207,9 @@ absl::StatusOr<CUfunction> GemmLauncher::LoadNow(const GemmTraits& traits) {
 absl::StatusOr<CUfunction> GemmLauncher::FindReady(const GemmTraits& traits) {
   if (CUfunction function = FindLoaded(traits)) return function;
   const KernelCache::KernelPointer kernel = cache_->Find(compiler_->KeyOf(ExpressionOf(traits)));
-  if (kernel == nullptr || absl::Now() < load_again_) return nullptr;
+  if (kernel == nullptr || MonotonicNanos() < load_again_ns_) return nullptr;
   absl::StatusOr<CUfunction> function = Load(traits, *kernel);
-  if (!function.ok()) load_again_ = absl::Now() + kLoadAgain;
+  if (!function.ok()) load_again_ns_ = MonotonicNanos() + kLoadAgainNanos;
   return function;
 }
 

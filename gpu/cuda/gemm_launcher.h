@@ -19,7 +19,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include <cuda_runtime_api.h>
 
@@ -138,8 +137,8 @@ class GemmLauncher {
   absl::flat_hash_map<DenseKey, Choice> dense_choices_;
   GemmConfig last_config_;
   uint64_t launches_ = 0;
-  LogLimiter not_loaded_;                         // A full GPU refuses every kernel,
-  absl::Time load_again_ = absl::InfinitePast();  // and is not asked again before this.
+  LogLimiter not_loaded_;       // A full GPU refuses every kernel,
+  uint64_t load_again_ns_ = 0;  // and is not asked again before this (CLOCK_MONOTONIC).
   absl::Mutex mutex_;
   absl::flat_hash_map<GemmTraits, LoadedKernel> loaded_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<std::string, LoadedKernel> small_ ABSL_GUARDED_BY(mutex_);  // By expression: all but GEMMs.

@@ -12,7 +12,7 @@
 namespace gemmd {
 namespace {
 
-constexpr uint64_t kBufferBytes = uint64_t{256} << 10;  // 65536 values of 4 bytes: all but long row indices.
+constexpr uint64_t kBufferBytes = uint64_t{256} << 10;  // 65536 values of 4 bytes; longer arrays take several reads.
 constexpr uint64_t kWordBytes = 4;
 
 }  // namespace
