@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <iostream>
@@ -23,6 +24,13 @@ gemmd::MatrixView ViewOf(const GemmdMatrix& m) {
 
 gemmd::ScaleView ViewOf(const GemmdScales& s) { return {s.data, s.batch_stride, s.row_stride, s.block_stride}; }
 
+// Without depth nothing is loaded, but kernels have a tensor map of it: of memory that is there.
+void StandIn(const gemmd::MatrixView& d, gemmd::MatrixView& empty) {
+  constexpr int64_t kLegalStride = 16;
+  empty.data = d.data;
+  empty.batch_stride = empty.row_stride = kLegalStride;
+}
+
 GemmCall CallOf(const GemmdProduct& product) {
   GemmCall call;
   call.scaling = static_cast<gemmd::KernelScaling>(product.scaling);
@@ -33,6 +41,10 @@ GemmCall CallOf(const GemmdProduct& product) {
   call.sfa = ViewOf(product.sfa);
   call.sfb = ViewOf(product.sfb);
   const int k = static_cast<int>(product.a.columns);
+  if (k == 0) {
+    StandIn(call.d, call.a);
+    StandIn(call.d, call.b);
+  }
   if (product.segments == nullptr) {
     if (product.a.rows > 0) call.segments.push_back({0, 0, 0, static_cast<int>(product.a.rows), k, 0});
     return call;
@@ -66,9 +78,10 @@ GemmCall CallOf(const GemmdKGroupedProduct& product) {
   call.sfb = ViewOf(product.sfb);
   call.sfa.batch_stride = call.sfb.batch_stride = 0;  // Batches are D's alone.
   if (product.m == 0) return call;
+  const bool has_depth = std::any_of(product.ks, product.ks + product.groups, [](int64_t k) { return k > 0; });
   const int64_t element = product.scaling == 2 ? 2 : 1;
-  char* a = static_cast<char*>(const_cast<void*>(product.a));
-  char* b = static_cast<char*>(const_cast<void*>(product.b));
+  char* a = static_cast<char*>(has_depth ? const_cast<void*>(product.a) : call.d.data);
+  char* b = static_cast<char*>(has_depth ? const_cast<void*>(product.b) : call.d.data);
   int64_t block = 0;
   for (int g = 0; g < product.groups; ++g) {
     const int64_t k = product.ks[g];

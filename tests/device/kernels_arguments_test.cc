@@ -108,6 +108,11 @@ TEST(KernelsArgumentsTest, WhatIsNotUsedIsNotChecked) {
   empty.a.data = empty.d.data = nullptr;
   empty.sfa.data = nullptr;
   EXPECT_NE(RefusalOf(empty).find(kAllRight), std::string::npos) << RefusalOf(empty);
+  GemmdProduct flat = ProductOfBatches(1);
+  flat.a.columns = flat.b.columns = 0;
+  flat.a.data = flat.b.data = nullptr;
+  flat.sfa.data = flat.sfb.data = nullptr;
+  EXPECT_NE(RefusalOf(flat).find(kAllRight), std::string::npos) << RefusalOf(flat);
 }
 
 TEST(KernelsArgumentsTest, SegmentsLieInsideTheMatrices) {
