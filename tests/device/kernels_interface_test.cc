@@ -169,6 +169,40 @@ TEST_F(KernelsInterfaceTest, KGroupedProductsAreRightAndAdd) {
   }
 }
 
+TEST_F(KernelsInterfaceTest, WithoutDepthDIsZeroOrAsBeforeAndNothingIsRead) {
+  constexpr int64_t kM = 70, kN = 136;
+  constexpr size_t kBytes = kM * kN * sizeof(float);
+  const DeviceBuffer d(kBytes);
+  for (const int output : {1, 2}) {
+    const std::vector<float> before(kM * kN, 3.0f);
+    const auto expect_written = [&](int rc) {
+      EXPECT_EQ(rc, 0);
+      Must(cudaStreamSynchronize(stream_), "running");
+      std::vector<float> after(kM * kN);
+      Must(cudaMemcpy(after.data(), d.data(), kBytes, cudaMemcpyDeviceToHost), "copying D");
+      EXPECT_EQ(after, std::vector<float>(kM * kN, output == 2 ? 3.0f : 0.0f));
+    };
+    const auto fill = [&] { Must(cudaMemcpy(d.data(), before.data(), kBytes, cudaMemcpyHostToDevice), "filling D"); };
+    GemmdProduct p = {};
+    p.output = output;
+    p.a = {nullptr, 1, kM, 0, 0, 0};
+    p.b = {nullptr, 1, kN, 0, 0, 0};
+    p.d = {d.data(), 1, kM, kN, kM * kN, kN};
+    fill();
+    expect_written(gemmd_kernels_run(kernels_, &p, stream_, nullptr, 0));
+    const int64_t none = 0;
+    GemmdKGroupedProduct g = {};
+    g.scaling = g.groups = 1;
+    g.output = output;
+    g.m = kM;
+    g.n = kN;
+    g.ks = &none;
+    g.d = p.d;
+    fill();
+    expect_written(gemmd_kernels_run_k_grouped(kernels_, &g, stream_, nullptr, 0));
+  }
+}
+
 TEST_F(KernelsInterfaceTest, QuantizesToTheBitsOfTheHost) {
   for (const QuantizeInput input : {QuantizeInput::kBf16, QuantizeInput::kF32}) {
     EXPECT_EQ(Quantize({input, QuantizeShape::kRow, 131, 333}), "");

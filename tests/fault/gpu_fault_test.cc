@@ -118,6 +118,25 @@ TEST_F(GpuFaultTest, WhatWaitsIsDoneByTheSuccessor) {
   EXPECT_LE(answers.unavailable, kLanes);
 }
 
+// Jobs whose group arrays the worker cannot read any more, since they are in the memory of the broken GPU.
+TEST_F(GpuFaultTest, WhatArrivesMeanwhileIsDoneByTheSuccessor) {
+  const FaultyWorker faulty;
+  Fixture fixture = Start(faulty, {"--merging=false"});
+  const ProblemSpec experts{.op = Op::kMGroupedContiguous, .m = 64, .n = 2112, .k = 7168, .groups = 4};
+  const auto problem = MakeProblem(fixture.client.get(), experts, Transport::kPool);
+  v1::RunRequest request = problem->request();
+  // A result for each.
+  ToProto(InlineResult(DType::kBf16), request.mutable_m_grouped_contiguous()->mutable_d());
+  ASSERT_TRUE(fixture.client->Run(request).ok());
+  faulty.Inject("illegal_access");
+  const Answers answers = RunMany(*fixture.client, request, 64);
+  std::printf("illegal access under 64 requests with groups in GPU memory: %d done, %d failed\n", answers.ok,
+              answers.unavailable);
+  EXPECT_EQ(answers.other, 0);
+  EXPECT_GE(answers.unavailable, 1);
+  EXPECT_LE(answers.unavailable, kLanes);
+}
+
 TEST_F(GpuFaultTest, AKernelThatHangsIsEnded) {
   const absl::Duration hang_timeout = absl::Seconds(1);
   const FaultyWorker faulty;
