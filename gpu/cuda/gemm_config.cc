@@ -157,6 +157,16 @@ const std::vector<Costs>& CandidateCosts(KernelScaling scaling, KernelOutput out
   return (*kinds)[static_cast<size_t>(scaling) * 9 + static_cast<size_t>(output) * 3 + static_cast<size_t>(grouping)];
 }
 
+// Four stages hide the latency of memory behind a tile's products; more staging buffers than that comes second.
+constexpr int kEnoughStages = 4;
+
+// As many stages as fit beside them.
+GemmTraits WithStoreBuffers(GemmTraits traits, int buffers) {
+  traits.store_buffers = buffers;
+  for (traits.stages = kMaxStages; traits.stages > 2 && traits.shared_bytes() > kSharedBytesLimit;) --traits.stages;
+  return traits;
+}
+
 }  // namespace
 
 GemmTraits TraitsOf(const TileChoice& tile, KernelScaling scaling, KernelOutput output, Grouping grouping) {
@@ -171,17 +181,17 @@ GemmTraits TraitsOf(const TileChoice& tile, KernelScaling scaling, KernelOutput 
                         : grouping == Grouping::kRows ? kMaxRowSegments
                                                       : kMaxDepthSegments;
   traits.map_pairs = grouping == Grouping::kDepth ? kMaxDepthSegments : 1;
-  // Four stages hide the latency of memory behind one tile's products; more staging buffers than that comes second.
   const int boxes = traits.boxes_per_slab() * traits.slabs();
+  GemmTraits few = traits;
   for (int buffers = std::min(boxes, traits.slabs() > 1 ? 4 : 2); buffers >= 1; --buffers) {
-    traits.store_buffers = buffers;
-    for (int stages = kMaxStages; stages >= 2; --stages) {
-      traits.stages = stages;
-      if (traits.shared_bytes() <= kSharedBytesLimit) break;
-    }
-    if (traits.stages >= 4) break;
+    few = WithStoreBuffers(traits, buffers);
+    if (few.stages >= kEnoughStages) break;
   }
-  return traits;
+  // Buffers for all that a tile stores save it most of its barriers and fences. They are worth the fourth stage of two
+  // slabs, where a stage lasts longest, and none elsewhere.
+  const GemmTraits all = WithStoreBuffers(traits, boxes);
+  const int least = traits.slabs() > 1 ? kEnoughStages - 1 : few.stages;
+  return all.stages >= least && all.boxes_per_batch() > 1 ? all : few;
 }
 
 std::vector<TileChoice> Candidates(KernelScaling scaling, Grouping grouping) {

@@ -36,7 +36,12 @@ class Consumer {
   static constexpr int kSums = T.column_side() / 2;  // Registers of one slab: 64 x column_side over 128 threads.
 
   __device__ __forceinline__ Consumer(const Args& args, SharedMap<T> shared, int warpgroup)
-      : args_(args), shared_(shared), warpgroup_(warpgroup), place_(PlaceOfThread()) {}
+      : args_(args),
+        shared_(shared),
+        warpgroup_(warpgroup),
+        place_(PlaceOfThread()),
+        a_(TileAddress(shared.a(0) + (T.swap ? 0 : SlabRow(0) * kRowBytes))),
+        b_(TileAddress(shared.b(0) + (T.swap ? SlabRow(0) * kRowBytes : 0))) {}
 
   __device__ __forceinline__ void Run() {
     TileWalker<T> walker(args_);
@@ -93,19 +98,21 @@ class Consumer {
   // `kHalves`, in two.
   template <bool kHalves = false>
   __device__ __forceinline__ void Issue(uint32 stage, int slab, float (&sums)[kSums], bool accumulate) const {
-    const uint32 a = shared_.a(stage) + (T.swap ? 0 : SlabRow(slab) * kRowBytes);
-    const uint32 b = shared_.b(stage) + (T.swap ? SlabRow(slab) * kRowBytes : 0);
-    const uint64 x = TileDescriptor(T.swap ? b : a);  // [64, 128 B]
-    const uint64 y = TileDescriptor(T.swap ? a : b);  // [column_side, 128 B]
+    constexpr uint32 kSlabStep = T.math_warpgroups() * kSlabRows * kRowBytes / kTileUnit;
+    constexpr uint32 kStep = 32 / kTileUnit;
+    const uint32 a = a_ + stage * (T.a_stage_bytes() / kTileUnit);
+    const uint32 b = b_ + stage * (T.b_stage_bytes() / kTileUnit);
+    const uint32 x = (T.swap ? b : a) + slab * kSlabStep;  // [64, 128 B]
+    const uint32 y = T.swap ? a : b;                       // [column_side, 128 B]
     PinRegisters(sums);
     WgmmaFence();
 #pragma unroll
     for (int step = 0; step < kRowBytes / 32; ++step) {
       const int add = accumulate || step > 0;
       if constexpr (T.scaled()) {
-        Wgmma<T.column_side()>::E4m3(sums, x + step * kDescriptorStep, y + step * kDescriptorStep, add);
+        Wgmma<T.column_side()>::E4m3(sums, TileDescriptor(x + step * kStep), TileDescriptor(y + step * kStep), add);
       } else {
-        Wgmma<T.column_side()>::Bf16(sums, x + step * kDescriptorStep, y + step * kDescriptorStep, add);
+        Wgmma<T.column_side()>::Bf16(sums, TileDescriptor(x + step * kStep), TileDescriptor(y + step * kStep), add);
       }
       if (kHalves && step == 1) WgmmaCommit();
     }
@@ -123,8 +130,10 @@ class Consumer {
     }
   }
 
-  __device__ __forceinline__ void WaitFull() const {
-    WaitBarrier(shared_.full(at_.stage), at_.phase);
+  __device__ __forceinline__ bool IsFull() const { return TryWait(shared_.full(at_.stage), at_.phase); }
+
+  __device__ __forceinline__ void WaitFull(bool known = false) const {
+    if (!known) WaitBarrier(shared_.full(at_.stage), at_.phase);
     if constexpr (T.scaled()) MeetOverScales<T>();
   }
 
@@ -159,8 +168,10 @@ class Consumer {
   template <int kFirstOctets>
   __device__ __forceinline__ void MultiplySerial(int k_blocks, float (&total)[T.slabs()][kSums]) {
     float sums[kSums];
-    for (int k_block = 0; k_block < k_blocks; ++k_block, at_.Advance()) {
-      WaitFull();
+    bool full = false;
+#pragma unroll kUnroll
+    for (int k_block = 0; k_block < k_blocks; ++k_block) {
+      WaitFull(full);
 #pragma unroll
       for (int slab = 0; slab < T.slabs(); ++slab) {
         const RowFactors factors = LoadRowFactors<T>(shared_, at_.stage, SlabRow(slab), place_);
@@ -172,9 +183,12 @@ class Consumer {
         PinRegisters(sums);
         // Where promotion needs no more of the stage, the producer may have it back before.
         const bool last = slab == T.slabs() - 1;
-        if (last && !kStageNeededToPromote) Release(at_.stage);
-        Promote<T, kFirstOctets>(total[slab], sums, factors, shared_, at_.stage, place_, first_octets_);
-        if (last && kStageNeededToPromote) Release(at_.stage);
+        const uint32 stage = at_.stage;
+        if (last && !kStageNeededToPromote) Release(stage);
+        if (last) at_.Advance();
+        if (last && kLooksAhead) full = k_block + 1 < k_blocks && IsFull();
+        Promote<T, kFirstOctets>(total[slab], sums, factors, shared_, stage, place_, first_octets_);
+        if (last && kStageNeededToPromote) Release(stage);
       }
     }
   }
@@ -228,6 +242,10 @@ class Consumer {
 
   // With two slabs each, the warpgroups fall out of step by themselves.
   static constexpr bool kTakesTurns = T.scaled() && !T.overlapped() && T.math_warpgroups() == 2 && T.slabs() == 1;
+  // The look at the next stage's barrier takes a while and is made before promotion: by the program, or by the compiler
+  // where it sees several k-blocks at once. Which is faster was measured.
+  static constexpr bool kLooksAhead = T.slabs() > 1;
+  static constexpr int kUnroll = T.slabs() > 1 ? 1 : T.block_n == 192 ? 4 : 2;
   static constexpr int kFirstTurnBarrier = 3;  // After those of TileStore, before kScalesBarrier.
   // How many places a 128-block's edge can have in a tile, where the loop is compiled for each of them: selecting the
   // scale of each octet at run time costs half as much again as promotion itself. Other widths have too many places.
@@ -241,6 +259,8 @@ class Consumer {
   SharedMap<T> shared_;
   int warpgroup_;
   FragmentPlace place_;
+  uint32 a_;  // Of this warpgroup's first slab, stage 0.
+  uint32 b_;
   PipelinePosition<T.stages> at_;
   int first_octets_ = 0;
 };

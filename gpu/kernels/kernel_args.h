@@ -54,13 +54,22 @@ struct GemmTraits {
   // An output box is what one TMA store writes: `box_rows` x `box_columns` of D, rows of at most 128 bytes (the swizzle
   // span) that divide the tile. Tiles that leave little shared memory have smaller boxes, to have several.
   constexpr int box_columns() const {
-    const int widest = kRowBytes / output_bytes() / (slabs() > 1 && !swap ? 2 : 1);
+    const int widest = kRowBytes / output_bytes() / (slabs() > 1 && output_bytes() > 2 ? 2 : 1);
     if (swap || block_n % widest == 0) return widest;
     return block_n % (widest / 2) == 0 ? widest / 2 : widest / 4;
   }
   constexpr int box_rows() const { return swap ? block_m : kSlabRows; }
   constexpr int box_bytes() const { return box_rows() * box_columns() * output_bytes(); }
   constexpr int boxes_per_slab() const { return (swap ? kSlabRows : block_n) / box_columns(); }
+
+  // Boxes that a warpgroup writes and stores at a time: as many of a slab's as two sets of buffers hold, or one set if it
+  // holds all that the tile stores.
+  constexpr int boxes_per_batch() const {
+    int boxes = boxes_per_slab();
+    if (slabs() == 1 && store_buffers == boxes) return boxes;
+    while (boxes_per_slab() % boxes != 0 || store_buffers % boxes != 0 || (boxes > 1 && store_buffers / boxes < 2)) --boxes;
+    return boxes;
+  }
 
   constexpr int a_stage_bytes() const { return block_m * kRowBytes; }
   constexpr int b_stage_bytes() const { return block_n * kRowBytes; }

@@ -36,26 +36,34 @@ class TileStore {
   // Stores the sums of the slab whose first row in the tile (on WGMMA's 64-row side) is `slab_row`.
   __device__ __forceinline__ void StoreSlab(const Tile& tile, int slab_row, const float (&sums)[kSums]) {
 #pragma unroll
-    for (int box = 0; box < T.boxes_per_slab(); ++box) {
+    for (int first = 0; first < T.boxes_per_slab(); first += kBatch) {
       const int row = tile.row + (T.swap ? 0 : slab_row);
-      const int column = tile.column + (T.swap ? slab_row : 0) + box * T.box_columns();
-      const uint32 buffer = shared_.output(static_cast<uint32>(warpgroup_ * T.store_buffers) + next_buffer_);
-      next_buffer_ = next_buffer_ + 1 == T.store_buffers ? 0 : next_buffer_ + 1;
-      if (thread_ == 0) WaitStoresRead<T.store_buffers - 1>();
-      Synchronize();  // The buffer is free.
-      if constexpr (T.swap) {
-        WriteTransposed(buffer, box, sums);
-      } else {
-        WriteBox(buffer, box, sums);
+      const int column = tile.column + (T.swap ? slab_row : 0) + first * T.box_columns();
+      const uint32 buffers = shared_.output(static_cast<uint32>(warpgroup_ * T.store_buffers) + next_buffer_);
+      next_buffer_ = next_buffer_ + kBatch == T.store_buffers ? 0 : next_buffer_ + kBatch;
+      if (thread_ == 0) WaitStoresRead<T.store_buffers / kBatch - 1>();
+      Synchronize();  // The buffers are free.
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if constexpr (T.swap) {
+          WriteTransposed(buffers + i * T.output_buffer_bytes(), first + i, sums);
+        } else {
+          WriteBox(buffers + i * T.output_buffer_bytes(), first + i, sums);
+        }
       }
       FenceForAsyncProxy();
-      Synchronize();  // The box is complete.
-      if (T.max_segments > 1 && args_.clip_rows && row + T.box_rows() > tile.row_end) {
-        CopyRows(buffer, tile, row, column);
-      } else if (thread_ == 0) {
-        Issue(buffer, column, row, tile.batch);
+      Synchronize();  // The boxes are complete.
+      const bool clipped = T.max_segments > 1 && args_.clip_rows && row + T.box_rows() > tile.row_end;
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const uint32 buffer = buffers + i * T.output_buffer_bytes();
+        if (clipped) {
+          CopyRows(buffer, tile, row, column + i * T.box_columns());
+        } else if (thread_ == 0) {
+          Issue(buffer, column + i * T.box_columns(), row, tile.batch);
+        }
       }
-      // One group for each box, be it empty: that is how WaitStoresRead above counts buffers.
+      // One group for each batch, be it empty: that is how WaitStoresRead above counts buffers.
       if (thread_ == 0) CommitStores();
     }
   }
@@ -66,6 +74,8 @@ class TileStore {
   }
 
  private:
+  // Boxes that are written and stored together, for one wait, one fence and two barriers.
+  static constexpr int kBatch = T.boxes_per_batch();
   static constexpr int kRowOfBox = T.box_columns() * T.output_bytes();  // Bytes.
 
   __device__ __forceinline__ void Synchronize() const { NamedBarrier(1 + warpgroup_, kWarpgroupThreads); }

@@ -12,15 +12,18 @@
 
 namespace gemmd {
 
-// Describes a tile with rows of 128 bytes in the 128-byte swizzle that TMA writes: 14 bits of address in units of 16
-// bytes, 8-row groups 1024 bytes apart, swizzle mode 1. The tile starts on 1024 bytes; a step of 32 bytes along K adds
-// 2.
-__device__ __forceinline__ uint64 TileDescriptor(uint32 shared) {
+// Where a tile starts, as descriptors count it: 14 bits of address in units of 16 bytes. All shared memory fits, so
+// distances in this unit may be added.
+__device__ __forceinline__ uint32 TileAddress(uint32 shared) { return (shared & 0x3ffff) >> 4 | 1u << 16; }
+inline constexpr uint32 kTileUnit = 16;
+
+// Describes a tile with rows of 128 bytes in the 128-byte swizzle that TMA writes: 8-row groups 1024 bytes apart, swizzle
+// mode 1. It starts on 1024 bytes, or 32 bytes further along K for each step.
+__device__ __forceinline__ uint64 TileDescriptor(uint32 tile_address) {
   constexpr uint64 kGroupStride = 1024 >> 4;
   constexpr uint64 kSwizzle128 = 1;
-  return static_cast<uint64>((shared & 0x3ffff) >> 4) | 1ull << 16 | kGroupStride << 32 | kSwizzle128 << 62;
+  return tile_address | kGroupStride << 32 | kSwizzle128 << 62;
 }
-inline constexpr uint64 kDescriptorStep = 32 >> 4;
 
 // Orders earlier writes to the sums' registers before the products that follow.
 __device__ __forceinline__ void WgmmaFence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

@@ -29,7 +29,7 @@ TEST(GemmConfigTest, ChoosesWhatWasMeasuredToBeFast) {
   EXPECT_EQ(Chosen(Dense(64, 4096, 7168)), "64x64 swap s13");
   EXPECT_EQ(Chosen(Dense(512, 4096, 7168)), "128x128 s5");
   EXPECT_EQ(Chosen(Dense(4096, 2112, 7168)), "128x192 b2 s4");
-  EXPECT_EQ(Chosen(Dense(4096, 7168, 16384)), "256x128 a2 s4");
+  EXPECT_EQ(Chosen(Dense(4096, 7168, 16384)), "256x128 a2 s3");
 }
 
 TEST(GemmConfigTest, ChoosesForGroups) {
@@ -39,8 +39,8 @@ TEST(GemmConfigTest, ChoosesForGroups) {
     return Chosen(shape);
   };
   EXPECT_EQ(chosen(64, 32), "32x128 swap s10");
-  EXPECT_EQ(chosen(32, 256), "256x128 a2 s4");
-  EXPECT_EQ(chosen(8, 4096), "256x128 a2 s4");
+  EXPECT_EQ(chosen(32, 256), "256x128 a2 s3");
+  EXPECT_EQ(chosen(8, 4096), "256x128 a2 s3");
   shape.n = 7168;
   shape.k = 2048;
   EXPECT_EQ(chosen(32, 4), "16x128 swap s12");
@@ -58,7 +58,7 @@ TEST(GemmConfigTest, ChoosesForOtherTypes) {
   EXPECT_EQ(chosen(KernelScaling::kRowRow, KernelOutput::kF32Add, 4096, 7168, 4096), "128x128 a2 s5");
   EXPECT_EQ(chosen(KernelScaling::kRowRow, KernelOutput::kF32, 1024, 2112, 7168), "128x64 b2 s7");
   EXPECT_EQ(chosen(KernelScaling::kBf16, KernelOutput::kBf16, 64, 4096, 7168), "32x64 swap s16");
-  EXPECT_EQ(chosen(KernelScaling::kBf16, KernelOutput::kBf16, 4096, 4096, 7168), "256x128 a2 s4");
+  EXPECT_EQ(chosen(KernelScaling::kBf16, KernelOutput::kBf16, 4096, 4096, 7168), "256x128 a2 s3");
   EXPECT_EQ(chosen(KernelScaling::kRowBlock, KernelOutput::kF32, 64, 7168, 2048), "64x64 swap s12");
   EXPECT_EQ(chosen(KernelScaling::kRowBlock, KernelOutput::kF32, 4096, 7168, 2048), "256x128 a2 s4");
 }
