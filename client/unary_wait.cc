@@ -42,12 +42,13 @@ std::optional<bool> Poll(grpc::CompletionQueue& queue, absl::Duration spin) {
   const PollingSlot slot;
   if (!slot.taken()) return std::nullopt;
   const gpr_timespec past = gpr_inf_past(GPR_CLOCK_MONOTONIC);  // A look at the socket, no wait.
-  const Clock::time_point end = Clock::now() + absl::ToChronoNanoseconds(spin);
+  const auto most = absl::ToChronoNanoseconds(spin);            // May be as long as there are numbers.
+  const Clock::time_point begin = Clock::now();
   void* tag = nullptr;
   bool ok = false;
   do {
     if (queue.AsyncNext(&tag, &ok, past) == grpc::CompletionQueue::GOT_EVENT) return ok;
-  } while (Clock::now() < end);
+  } while (Clock::now() - begin < most);
   return std::nullopt;
 }
 

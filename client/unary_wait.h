@@ -15,9 +15,9 @@ namespace gemmd {
 // or more, never where it may use fewer.
 absl::Duration DefaultSpin();
 
-// Returns when the only operation of `queue` is complete, and shuts the queue down. False if the operation failed: then
-// there is no answer, whatever its status says. Polls for `spin` (none:
-// DefaultSpin) unless a quarter of the machine's cores already does so in this process, then sleeps.
+// Returns when the only operation of `queue` is complete, and shuts the queue down. Polls for `spin` (none:
+// DefaultSpin) unless a quarter of the machine's cores already does so in this process, then sleeps. False if the
+// operation failed: then there is no answer, whatever its status says.
 bool AwaitCall(grpc::CompletionQueue& queue, std::optional<absl::Duration> spin);
 
 }  // namespace gemmd

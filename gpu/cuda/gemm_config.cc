@@ -29,7 +29,7 @@ struct Divisor {
 };
 
 // What the model assumes of the device and the kernels. Fitted to the times of every configuration over 62 shapes on an
-// H100 (README.md): choosing by it costs 2.0 % on average over choosing by measurement.
+// H100 (README.md): choosing by it cost 2.0 % on average over choosing by measurement, before kernels stored by slabs.
 struct Model {
   double clocks_per_ns = 1.67;
   double memory_bytes_per_ns = 2595;
@@ -188,7 +188,7 @@ GemmTraits TraitsOf(const TileChoice& tile, KernelScaling scaling, KernelOutput 
     if (few.stages >= kEnoughStages) break;
   }
   // Buffers for all that a tile stores save it most of its barriers and fences. They are worth the fourth stage of two
-  // slabs, where a stage lasts longest, and none elsewhere.
+  // slabs, where a stage lasts longest, and none elsewhere (FP32 results of two slabs would take more than one).
   const GemmTraits all = WithStoreBuffers(traits, boxes);
   const int least = traits.slabs() > 1 ? kEnoughStages - 1 : few.stages;
   return all.stages >= least && all.boxes_per_batch() > 1 ? all : few;

@@ -52,7 +52,7 @@ struct GemmTraits {
   constexpr int output_bytes() const { return output == KernelOutput::kBf16 ? 2 : 4; }
 
   // An output box is what one TMA store writes: `box_rows` x `box_columns` of D, rows of at most 128 bytes (the swizzle
-  // span) that divide the tile. Tiles that leave little shared memory have smaller boxes, to have several.
+  // span) that divide the tile. FP32 of two slabs has narrower ones, because there is room for few.
   constexpr int box_columns() const {
     const int widest = kRowBytes / output_bytes() / (slabs() > 1 && output_bytes() > 2 ? 2 : 1);
     if (swap || block_n % widest == 0) return widest;

@@ -134,7 +134,7 @@ class TileStore {
                                    PackBf16(s[2], s[3]));
       }
     } else {
-      // A box is 32 columns wide: warps 0 and 1 hold those of box 0, warps 2 and 3 those of box 1.
+      // A warp holds 16 columns of D, all of them in one box.
       const FragmentPlace place = PlaceOfThread();
       if (place.row / T.box_columns() != box) return;
       const int column = place.row % T.box_columns();

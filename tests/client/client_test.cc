@@ -299,7 +299,7 @@ TEST_F(ClientTest, BrokersRefusalIsPassedOn) {
 
 // Whether the answer comes while the caller polls or while it sleeps.
 TEST_F(ClientTest, CallsThatPollGetTheirAnswersAndErrors) {
-  for (const absl::Duration spin : {absl::ZeroDuration(), absl::Microseconds(100), absl::Seconds(20)}) {
+  for (const absl::Duration spin : {absl::ZeroDuration(), absl::Microseconds(100), absl::InfiniteDuration()}) {
     const auto client = Client::Connect("unix:" + socket_, {.open_session = false, .spin = spin});
     ASSERT_TRUE(client.ok()) << client.status();
     for (const uint32_t priority : {0u, 1u}) {

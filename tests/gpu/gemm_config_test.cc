@@ -101,6 +101,35 @@ TEST(GemmConfigTest, WhatIsSelectedIsAmongWhatIsCompiledInTests) {
   }
 }
 
+TEST(GemmConfigTest, BoxesGoInBatchesThatFillSlabAndBuffers) {
+  for (const GemmTraits& traits : SelectableTraits()) {
+    const int batch = traits.boxes_per_batch();
+    ASSERT_GE(batch, 1) << Describe(traits);
+    EXPECT_EQ(traits.boxes_per_slab() % batch, 0) << Describe(traits);
+    EXPECT_EQ(traits.store_buffers % batch, 0) << Describe(traits);
+    EXPECT_EQ(traits.boxes_per_slab() * traits.box_columns(), traits.swap ? kSlabRows : traits.block_n);
+    // While one batch is on its way, the next one is written, or is not due before the next tile.
+    const bool next_tile = traits.slabs() == 1 && batch == traits.boxes_per_slab();
+    EXPECT_TRUE(batch == 1 || traits.store_buffers / batch >= 2 || next_tile) << Describe(traits);
+  }
+}
+
+TEST(GemmConfigTest, ASlabOfBf16GoesInOneBatch) {
+  const auto traits = [](int block_m, int block_n, KernelOutput output) {
+    return TraitsOf({block_m, block_n, false, Multicast::kNone}, KernelScaling::kRowBlock, output, Grouping::kDense);
+  };
+  for (const int block_n : {64, 96, 128, 160, 192}) {
+    const GemmTraits narrow = traits(128, block_n, KernelOutput::kBf16);
+    EXPECT_EQ(narrow.boxes_per_batch(), narrow.boxes_per_slab()) << block_n;
+    EXPECT_GE(narrow.stages, 4) << block_n;
+  }
+  const GemmTraits large = traits(256, 128, KernelOutput::kBf16);
+  EXPECT_EQ(large.boxes_per_batch(), large.boxes_per_slab());
+  EXPECT_EQ(large.store_buffers, large.slabs() * large.boxes_per_slab());
+  EXPECT_EQ(large.stages, 3);
+  EXPECT_EQ(traits(256, 128, KernelOutput::kF32).stages, 4) << "there is no room for all";
+}
+
 TEST(GemmConfigTest, MoreWorkIsPredictedToTakeLonger) {
   const GemmTraits traits = FallbackConfig(Dense(1, 1, 1)).traits;
   EXPECT_LT(PredictNanos(Dense(1024, 4096, 4096), traits, kH100Sms),

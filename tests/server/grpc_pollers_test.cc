@@ -129,7 +129,7 @@ TEST_F(GrpcPollersTest, AllThreadsServeUnderLoadAndOneAgainAfterIt) {
 
 #if GEMMD_OWN_EPOLL_WAIT
 TEST_F(GrpcPollersTest, PollingForTheNetworkIsNoLoad) {
-  const GrpcPollers pollers({.period = absl::Milliseconds(10), .release_above = 0.6}, AllowedCpus());
+  const GrpcPollers pollers({.release_above = 0.6}, AllowedCpus());
   const uint64_t spun_ns = network_spin::SpunNanos();
   const absl::Time end = absl::Now() + absl::Milliseconds(500);
   network_spin::KeepUntil(MonotonicNanos() + 500'000'000);
