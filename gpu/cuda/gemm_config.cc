@@ -191,7 +191,7 @@ GemmTraits TraitsOf(const TileChoice& tile, KernelScaling scaling, KernelOutput 
   // slabs, where a stage lasts longest, and none elsewhere (FP32 results of two slabs would take more than one).
   const GemmTraits all = WithStoreBuffers(traits, boxes);
   const int least = traits.slabs() > 1 ? kEnoughStages - 1 : few.stages;
-  return all.stages >= least && all.boxes_per_batch() > 1 ? all : few;
+  return all.stages >= least ? all : few;
 }
 
 std::vector<TileChoice> Candidates(KernelScaling scaling, Grouping grouping) {
