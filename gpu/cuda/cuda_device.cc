@@ -188,11 +188,11 @@ absl::Status CudaDevice::ReadPeaks() {
 
 CudaDevice::~CudaDevice() {
   Wait();
-  {
-    absl::MutexLock lock(&mutex_);
-    stopping_ = true;
-  }
   for (const std::unique_ptr<Lane>& lane : lanes_) {
+    {
+      absl::MutexLock lock(&lane->mutex);
+      lane->stopping = true;
+    }
     if (lane->thread.joinable()) lane->thread.join();
     if (lane->finished != nullptr) cudaEventDestroy(lane->finished);
     if (lane->work.stream != nullptr) cudaStreamDestroy(lane->work.stream);
@@ -302,7 +302,7 @@ void CudaDevice::Submit(Batch batch, BatchDone done) {
   }
   const cudaError_t error = cudaEventRecord(lane->finished, lane->work.stream);
   if (error != cudaSuccess) NoteFailure(error);
-  absl::MutexLock lock(&mutex_);
+  absl::MutexLock lock(&lane->mutex);
   lane->batch = std::move(batch);
   lane->done = std::move(done);
   lane->result = std::move(result);
@@ -311,28 +311,31 @@ void CudaDevice::Submit(Batch batch, BatchDone done) {
 
 void CudaDevice::RunLane(Lane* lane) {
   cudaSetDevice(device_);
-  const auto ready = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return lane->started || stopping_; };
+  const auto ready = [lane]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lane->mutex) { return lane->started || lane->stopping; };
   while (true) {
+    Batch batch;
+    BatchDone done;
+    BatchResult result;
     {
-      absl::MutexLock lock(&mutex_);
-      mutex_.Await(absl::Condition(&ready));
+      absl::MutexLock lock(&lane->mutex);
+      lane->mutex.Await(absl::Condition(&ready));
       if (!lane->started) return;
+      lane->started = false;
+      batch = std::move(lane->batch);
+      done = std::move(lane->done);
+      result = std::move(lane->result);
     }
     const cudaError_t error = cudaEventSynchronize(lane->finished);
-    BatchResult result = std::move(lane->result);
     if (error != cudaSuccess) {
       NoteFailure(error);
       const Rule rule = IsSticky(error) ? Rule::kDeviceLost : Rule::kDeviceFailed;
       for (Reason& reason : result.reasons) reason = {JobField::kDevice, rule, {}, 0, 0, error};
     }
     result.finished_ns = NowNanos();
-    Batch batch = std::move(lane->batch);
     lane->counted.ApplyTo(batch, error == cudaSuccess);
-    BatchDone done = std::move(lane->done);
     {
       // Before `done`, which may submit the next batch.
       absl::MutexLock lock(&mutex_);
-      lane->started = false;
       lane->busy = false;
     }
     done(std::move(batch), std::move(result));
@@ -356,6 +359,7 @@ void CudaDevice::NoteFailure(cudaError_t error) {
 void CudaDevice::NoteLoss(const absl::Status& status) {
   absl::MutexLock lock(&mutex_);
   if (health_.ok()) health_ = status;
+  lost_.store(true, std::memory_order_release);
 }
 
 void CudaDevice::Wait() {
@@ -365,6 +369,7 @@ void CudaDevice::Wait() {
 }
 
 absl::Status CudaDevice::Healthy() const {
+  if (!lost_.load(std::memory_order_acquire)) return absl::OkStatus();
   absl::MutexLock lock(&mutex_);
   return health_;
 }

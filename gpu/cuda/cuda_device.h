@@ -21,6 +21,7 @@
 #include "absl/synchronization/mutex.h"
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -69,13 +70,17 @@ class CudaDevice : public Device {
   struct Lane {
     WorkStream work;
     cudaEvent_t finished = nullptr;
-    bool busy = false;     // Guarded by mutex_, as are the rest.
-    bool started = false;  // The thread may wait for it.
-    Batch batch;
-    BatchDone done;
-    BatchResult result;
+    bool busy = false;  // Guarded by CudaDevice::mutex_.
     CountedRows counted;
     std::thread thread;
+
+    // The thread waits under a lock of its own: whoever unlocks a Mutex looks at the conditions of all that wait there.
+    absl::Mutex mutex;
+    bool started ABSL_GUARDED_BY(mutex) = false;  // The thread may wait for the batch.
+    bool stopping ABSL_GUARDED_BY(mutex) = false;
+    Batch batch ABSL_GUARDED_BY(mutex);
+    BatchDone done ABSL_GUARDED_BY(mutex);
+    BatchResult result ABSL_GUARDED_BY(mutex);
   };
 
   CudaDevice(const CudaDeviceOptions& options, int device);
@@ -103,8 +108,8 @@ class CudaDevice : public Device {
   std::vector<std::unique_ptr<Lane>>
       lanes_;  // The vector never changes while threads run; the lanes' state is guarded.
   int unfinished_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  absl::Status health_ ABSL_GUARDED_BY(mutex_);
+  std::atomic<bool> lost_{false};                // Set after health_: the loop asks several times for each job.
+  absl::Status health_ ABSL_GUARDED_BY(mutex_);  // Why it is lost.
 };
 
 }  // namespace gemmd
