@@ -120,6 +120,9 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(absl::string_view add
   if (options.round_robin) SetRoundRobin(&arguments);
   // gRPC sends "localhost" as the authority of a Unix socket only if told.
   if (!UnixPath(address).empty()) arguments.SetString(GRPC_ARG_DEFAULT_AUTHORITY, "localhost");
+  // There is no policy to retry by, and being ready for one takes gRPC some 4 us a call. Over TCP it stays: a request
+  // that never reached a server is sent again by it, for example when that one closes an old connection.
+  if (!UnixPath(address).empty()) arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   return grpc::CreateCustomChannel(std::string(address), Credentials(options), arguments);
 }
 

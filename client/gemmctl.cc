@@ -2,6 +2,7 @@
 // gemmctl: gemmd from a shell. Flags and dispatch; the commands are in gemmctl_*.cc.
 #include "client/connect_flags.h"
 #include "client/gemmctl_commands.h"
+#include "proto/lock_checks.h"
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
@@ -136,6 +137,7 @@ int Fail(const absl::Status& status) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  gemmd::DropLockOrderChecks();
   gemmd::DescribeProgram(kUsage, __FILE__);
   const std::vector<char*> words = absl::ParseCommandLine(argc, argv);
   const std::string name = words.size() < 2 ? "" : words[1];

@@ -6,6 +6,7 @@
 #include "client/load_report.h"
 #include "client/load_run.h"
 #include "client/stored_array.h"
+#include "proto/lock_checks.h"
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
@@ -180,6 +181,7 @@ absl::Status Main() {
 }  // namespace
 
 int main(int argc, char** argv) {
+  gemmd::DropLockOrderChecks();
   gemmd::DescribeProgram(kUsage, __FILE__);
   if (absl::ParseCommandLine(argc, argv).size() != 1) {
     std::fprintf(stderr, "gemmload: expected flags only\n\n%s\n", kUsage);

@@ -8,6 +8,7 @@
 #include "gpu/worker.h"
 #include "gpu/worker_process.h"
 #include "proto/control.h"
+#include "proto/lock_checks.h"
 #include "proto/log.h"
 
 #include "absl/flags/flag.h"
@@ -153,6 +154,7 @@ int Main() {
 }  // namespace gemmd
 
 int main(int argc, char** argv) {
+  gemmd::DropLockOrderChecks();
   gemmd::ConfigureHelp();
   absl::ParseCommandLine(argc, argv);
   return gemmd::Main();

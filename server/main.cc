@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // gemmd: flags, signals, and the life of the daemon.
 #include "proto/job.h"
+#include "proto/lock_checks.h"
 #include "proto/log.h"
 #include "server/daemon.h"
 #include "server/device_discovery.h"
@@ -298,6 +299,7 @@ static void RaiseDescriptorLimit() {
 }
 
 int main(int argc, char** argv) {
+  gemmd::DropLockOrderChecks();
   absl::SetProgramUsageMessage("gemmd: FP8 block-scaled matrix products for other processes.");
   absl::FlagsUsageConfig usage;
   usage.version_string = [] { return std::string("gemmd " GEMMD_VERSION "\n"); };
