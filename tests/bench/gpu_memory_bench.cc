@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What operands in GPU memory cost, and what is left of them. Three measurements on a gemmd with a GPU worker:
 //
-//   latency   a dense product with A, SFA and D in each kind of memory, B resident, by unary gRPC and by the stream,
-//             one at a time, in turn with a bare gRPC round trip of messages of the same size (gemmd-echo-server).
-//             What the call takes beside the device's time is `overhead`; over the round trip it is `overhead_ratio`,
-//             goal 1.2. Exits with 1 if a result is wrong;
+//   latency   what a product in each kind of memory takes beside its kernel: gpu_latency.h. Exits with 1 if a result is
+//             wrong;
 //   register  registering and unregistering 2 MiB of each kind, thousands of times, and what gemmd, its workers and
 //             this process hold before and after;
 //   death     how soon memory on the device is back when the client that brought it, or had gemmd allocate it, is
@@ -13,21 +11,19 @@
 // Prints one JSON document; progress goes to standard error. Usage: gemmd-gpu-memory-bench [--workers=gpu:0]
 // [--only=latency,register,death]. Without a GPU, on the fake driver and worker: see tests/README.md.
 #include "client/client.h"
-#include "client/problem.h"
-#include "gemmd/v1/gemm.grpc.pb.h"
+#include "gemmd/v1/admin.pb.h"
 #include "proto/broker.h"
+#include "proto/lock_checks.h"
 #include "tests/bench/device_memory_meter.h"
+#include "tests/bench/gpu_latency.h"
 #include "tests/bench/measure.h"
 #include "tests/e2e/process.h"
 
-#include "absl/algorithm/container.h"
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
-#include <grpcpp/grpcpp.h>
 
 #include <algorithm>
 #include <csignal>
@@ -46,19 +42,6 @@ ABSL_FLAG(std::string, workers, "gpu:0", "As gemmd's; the first must be a GPU.")
 ABSL_FLAG(std::vector<std::string>, daemon_flags, {}, "More flags of gemmd, for example --worker_binary=PATH.");
 ABSL_FLAG(std::vector<std::string>, only, std::vector<std::string>({"latency", "register", "death"}),
           "Which measurements to make.");
-ABSL_FLAG(int64_t, m, 4096, "latency: rows of A.");
-ABSL_FLAG(int64_t, n, 4096, "latency: rows of B.");
-ABSL_FLAG(int64_t, k, 7168, "latency: columns of A and B.");
-ABSL_FLAG(std::vector<std::string>, transports, std::vector<std::string>({"pool", "device", "device_ipc", "host"}),
-          "latency: where A, SFA and D are.");
-ABSL_FLAG(
-    std::vector<std::string>, paths, std::vector<std::string>({"unary", "stream"}),
-    "latency: how the calls are made. A stream starts threads in this process that then read the network for unary "
-    "calls and round trips too: for a program that has none, measure them apart.");
-ABSL_FLAG(int, spin_us, -1, "latency: ConnectOptions::spin of the client; -1: not set.");
-ABSL_FLAG(int, rounds, 15, "latency: interleaved rounds.");
-ABSL_FLAG(int, calls, 100, "latency: calls of each transport and path, and round trips beside them, in a round.");
-ABSL_FLAG(bool, check, true, "latency: compare the last result of each transport and path with the reference.");
 ABSL_FLAG(int, registrations, 10000, "register: of each kind of memory.");
 ABSL_FLAG(int, deaths, 8, "death: of each kind of memory.");
 ABSL_FLAG(int, death_mib, 512, "death: memory of the client that dies.");
@@ -66,7 +49,6 @@ ABSL_FLAG(int, death_mib, 512, "death: memory of the client that dies.");
 namespace gemmd {
 namespace {
 
-constexpr int kWarmUpCalls = 50;
 constexpr int kWarmUpRegistrations = 200;
 constexpr uint64_t kRegionBytes = uint64_t{2} << 20;
 constexpr absl::Duration kGivenBack = absl::Seconds(1);
@@ -83,160 +65,6 @@ struct Subject {
 };
 
 void Say(const std::string& what) { std::fprintf(stderr, "gpu_memory_bench: %s\n", what.c_str()); }
-
-// One product, there and back.
-using Call = std::function<v1::RunResponse()>;
-
-Call UnaryCall(Client& client, const v1::RunRequest& request) {
-  return [&client, &request] { return ValueOrDie(client.Run(request), "Run"); };
-}
-
-Call StreamCall(RunStream& stream, const v1::RunRequest& request) {
-  return [&stream, &request] {
-    absl::StatusOr<v1::RunResponse> response;
-    absl::Notification done;
-    const absl::Status sent = stream.Submit(request, [&](absl::StatusOr<v1::RunResponse> answer) {
-      response = std::move(answer);
-      done.Notify();
-    });
-    OkOrDie(sent, "Submit");
-    done.WaitForNotification();
-    return ValueOrDie(std::move(response), "Stream");
-  };
-}
-
-// A bare gRPC server whose responses take as many bytes as `response`.
-class Echo {
- public:
-  explicit Echo(const v1::RunResponse& response) {
-    // The tag and the length of the only field take two bytes.
-    const size_t payload = std::max<size_t>(response.ByteSizeLong(), 2) - 2;
-    const std::string socket = directory_.path() + "/echo.sock";
-    server_ = ValueOrDie(testing::ChildProcess::Start(
-                             {testing::BinaryDirectory() + "/gemmd-echo-server", socket, absl::StrCat(payload)}),
-                         "echo server");
-    ValueOrDie(server_->ReadLine(absl::Seconds(10)), "echo server");
-    stub_ = v1::Gemm::NewStub(grpc::CreateChannel("unix:" + socket, grpc::InsecureChannelCredentials()));
-  }
-
-  v1::RunResponse RoundTrip(const v1::RunRequest& request) const {
-    grpc::ClientContext context;
-    v1::RunResponse response;
-    const grpc::Status status = stub_->Run(&context, request, &response);
-    if (!status.ok()) OkOrDie(absl::UnavailableError(status.error_message()), "echo");
-    return response;
-  }
-
- private:
-  const testing::TemporaryDirectory directory_;
-  std::unique_ptr<testing::ChildProcess> server_;
-  std::unique_ptr<v1::Gemm::Stub> stub_;
-};
-
-// One kind of memory by one path, and what was measured of it.
-struct Series {
-  std::string transport;
-  std::string path;
-  Problem* problem = nullptr;
-  Call call;
-  v1::RunResponse last = {};
-  std::vector<double> call_us = {};
-  std::vector<double> overhead_us = {};
-  std::vector<double> echo_us = {};
-  Stages stages = {};
-};
-
-void MeasureRound(Series& series, const Echo& echo, int calls) {
-  const v1::RunRequest& request = series.problem->request();
-  for (int i = 0; i < calls; ++i) series.echo_us.push_back(MicrosecondsOf([&] { echo.RoundTrip(request); }));
-  for (int i = 0; i < calls; ++i) {
-    const double us = MicrosecondsOf([&] { series.last = series.call(); });
-    series.call_us.push_back(us);
-    series.overhead_us.push_back(us - static_cast<double>(series.last.times().device_ns()) / 1e3);
-    AddStages(series.last.times(), series.stages);
-  }
-}
-
-Json Report(Series& series, bool check) {
-  const double call = Median(series.call_us);
-  const double echo = Median(series.echo_us);
-  Json report{{"transport", series.transport},
-              {"path", series.path},
-              {"call_p50_us", call},
-              {"call_p99_us", Quantile(series.call_us, 0.99)},
-              {"stages_p50_us", Medians(series.stages)},
-              {"overhead_p50_us", Median(series.overhead_us)},
-              {"echo_p50_us", echo},
-              {"overhead_ratio", (call - Median(series.stages["device"])) / echo}};
-  if (check) {
-    const auto error = series.problem->Check(series.last);
-    report["check"] = error.ok() ? "ok" : error.status().ToString();
-  }
-  return report;
-}
-
-void WarmUp(Client& client, const ProblemSpec& spec) {
-  v1::WarmUpShape shape;
-  shape.set_op(v1::WarmUpShape::DENSE);
-  shape.set_scaling(v1::SCALING_1D2D);
-  shape.set_m(spec.m);
-  shape.set_n(spec.n);
-  shape.set_k(spec.k);
-  shape.set_d_dtype(v1::BF16);
-  ValueOrDie(client.WarmUp({&shape, 1}), "WarmUp");
-}
-
-Json MeasureLatency(const Subject& subject) {
-  const ProblemSpec spec{
-      .op = Op::kDense, .m = absl::GetFlag(FLAGS_m), .n = absl::GetFlag(FLAGS_n), .k = absl::GetFlag(FLAGS_k)};
-  const int rounds = absl::GetFlag(FLAGS_rounds);
-  const int calls = absl::GetFlag(FLAGS_calls);
-  WarmUp(subject.client, spec);
-  const auto weights = ValueOrDie(Weights::Create(&subject.client, spec, Transport::kTensor, 1), "weights");
-  for (const std::string& path : absl::GetFlag(FLAGS_paths)) {
-    if (path == "unary" || path == "stream") continue;
-    OkOrDie(absl::InvalidArgumentError(absl::StrCat("expected unary or stream, got ", path)), "--paths");
-  }
-  const bool streams = absl::c_linear_search(absl::GetFlag(FLAGS_paths), "stream");
-  const std::unique_ptr<RunStream> stream = streams ? subject.client.OpenStream() : nullptr;
-  // A problem of its own for each path, so that each has its own result.
-  std::vector<std::unique_ptr<Problem>> problems;
-  std::vector<Series> all;
-  for (const std::string& name : absl::GetFlag(FLAGS_transports)) {
-    const Transport transport = ValueOrDie(ParseTransport(name), "transports");
-    for (const std::string& path : absl::GetFlag(FLAGS_paths)) {
-      problems.push_back(
-          ValueOrDie(Problem::Create(&subject.client, spec, transport, weights, problems.size() + 2), "operands"));
-      const v1::RunRequest& request = problems.back()->request();
-      all.push_back({.transport = name,
-                     .path = path,
-                     .problem = problems.back().get(),
-                     .call = path == "unary" ? UnaryCall(subject.client, request) : StreamCall(*stream, request)});
-    }
-  }
-  const Echo echo(all.front().call());
-  for (Series& series : all) {
-    for (int i = 0; i < kWarmUpCalls; ++i) {
-      series.last = series.call();
-      echo.RoundTrip(series.problem->request());
-    }
-  }
-  for (int round = 0; round < rounds; ++round) {
-    for (Series& series : all) MeasureRound(series, echo, calls);
-  }
-  if (streams) OkOrDie(stream->Close(), "stream");
-  Json reports = Json::array();
-  for (Series& series : all) reports.push_back(Report(series, absl::GetFlag(FLAGS_check)));
-  return Json{{"shape", ShapeText(spec)},
-              {"spin_us", absl::GetFlag(FLAGS_spin_us)},
-              {"rounds", rounds},
-              {"calls_per_round", calls},
-              {"request_bytes", problems.front()->request().ByteSizeLong()},
-              {"response_bytes", all.front().last.ByteSizeLong()},
-              {"echo_response_bytes", echo.RoundTrip(problems.front()->request()).ByteSizeLong()},
-              {"goal_overhead_ratio", 1.2},
-              {"results", std::move(reports)}};
-}
 
 Json ProcessUsage(pid_t pid) {
   return Json{{"descriptors", testing::OpenDescriptors(pid)},
@@ -370,9 +198,7 @@ Json MeasureDeaths(const Subject& subject, const std::string& stage) {
 }
 
 Json MeasureAll(testing::Daemon& daemon) {
-  ConnectOptions connect;
-  if (const int spin_us = absl::GetFlag(FLAGS_spin_us); spin_us >= 0) connect.spin = absl::Microseconds(spin_us);
-  const auto client = ValueOrDie(Client::Connect(daemon.address(), connect), "connect");
+  const auto client = ValueOrDie(Client::Connect(daemon.address()), "connect");
   const v1::ServerInfo info = ValueOrDie(client->GetInfo(), "GetInfo");
   const v1::WorkerInfo& worker = info.workers(0);
   if (!absl::StartsWith(worker.device(), "GPU-")) {
@@ -386,7 +212,7 @@ Json MeasureAll(testing::Daemon& daemon) {
                 {"cores", std::thread::hardware_concurrency()}};
   const std::vector<std::string> only = absl::GetFlag(FLAGS_only);
   const auto wanted = [&](const char* name) { return std::find(only.begin(), only.end(), name) != only.end(); };
-  if (wanted("latency")) document["latency"] = MeasureLatency(subject);
+  if (wanted("latency")) document["latency"] = MeasureGpuLatency(daemon.address());
   if (wanted("register")) document["register"] = MeasureRegistrations(subject);
   if (wanted("death")) {
     document["death"] =
@@ -408,6 +234,7 @@ bool AllRight(const Json& document) {
 }  // namespace gemmd
 
 int main(int argc, char** argv) {
+  gemmd::DropLockOrderChecks();
   absl::ParseCommandLine(argc, argv);
   std::vector<std::string> flags = {"--workers=" + absl::GetFlag(FLAGS_workers)};
   for (const std::string& flag : absl::GetFlag(FLAGS_daemon_flags)) flags.push_back(flag);

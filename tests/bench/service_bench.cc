@@ -15,6 +15,7 @@
 #include "gemmd/v1/gemm.grpc.pb.h"
 #include "gpu/cpu/cpu_device.h"
 #include "gpu/job_check.h"
+#include "proto/lock_checks.h"
 #include "tests/bench/measure.h"
 #include "tests/e2e/process.h"
 
@@ -305,6 +306,7 @@ Json MeasureHost(const testing::Daemon& daemon, int rounds) {
 }  // namespace gemmd
 
 int main(int argc, char** argv) {
+  gemmd::DropLockOrderChecks();
   absl::ParseCommandLine(argc, argv);
   const int rounds = absl::GetFlag(FLAGS_rounds);
   const auto daemon = gemmd::ValueOrDie(gemmd::testing::Daemon::Start(), "gemmd");
