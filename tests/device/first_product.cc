@@ -147,7 +147,8 @@ int Run(const CudaDeviceOptions& options) {
   struct Shape {
     int64_t m, n, k;
   };
-  const std::vector<Shape> shapes = {{3, 1160, 1552}, {77, 2056, 1040}, {1500, 3080, 2064}};
+  const std::vector<Shape> shapes = {
+      {3, 1160, 1552}, {77, 2056, 1040}, {1500, 3080, 2064}, {4000, 576, 7168}, {4000, 2112, 7168}};
   bool ok = true;
   for (const Shape& shape : shapes) {
     const Outcome outcome = RunShape(device, shape.m, shape.n, shape.k);

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// gpu_bench: how fast are the kernels beside cuBLASLt's block-scaled FP8? Both are timed in turn in one run: L2 is
-// evicted before each call, operands are random, times come from events around one launch, and the median counts.
+// gpu_bench: how fast are the kernels beside cuBLASLt's (block-scaled FP8, or BF16)? Both are timed in turn in one run:
+// L2 is evicted before each call, operands are random, times come from events around one launch, and the median counts.
 // Prints one JSON object per line.
 //
-//   gpu_bench [--sweep] [--orders] [--rounds=N] [--dense=M,N,K;..] [--filter=TEXT] [--cache=DIR] [--threads=N]
-//   [--row-major]
-//             [--plan=FILE]
+//   gpu_bench [--sweep] [--orders] [--rounds=N] [--dense=M,N,K;..] [--bf16] [--filter=TEXT] [--cache=DIR]
+//             [--threads=N] [--row-major] [--plan=FILE]
 //
+// --bf16 takes the dense shapes alone, with operands in BF16 and no scales.
 // --sweep times every configuration, not only the selected one. --orders times the selected one with other bands of
 // tiles, and large tiles that share B in clusters, be it grouped. --plan writes what ran between which two evictions of
 // L2, for a profiler that reads kernel times (profile_bench.py loads this program as a library and does so): a line for
@@ -58,9 +58,9 @@ class CublasLt {
     Must(cudaMalloc(&workspace_, kWorkspace), "workspace");
   }
 
-  // D[M,N] = A B^T with 1x128 scales of A and 128x128 of B; none if cuBLASLt does not take the shape. cuBLASLt is
-  // column-major: our B is its transposed A. Scales are laid out as it wants them (the contents do not matter for
-  // time).
+  // D[M,N] = A B^T with 1x128 scales of A and 128x128 of B, or of BF16 without; none if cuBLASLt does not take the
+  // shape. cuBLASLt is column-major: our B is its transposed A. Scales are laid out as it wants them (the contents do
+  // not matter for time).
   std::optional<std::function<void()>> Prepare(const GemmCall& call, int64_t m, int64_t n, int64_t k, bool row_row,
                                                float* scales_a, float* scales_b) {
     if (handle_ == nullptr || m % 4 != 0 || n % 4 != 0 || k % 16 != 0) return std::nullopt;
@@ -68,16 +68,20 @@ class CublasLt {
     desc_create_(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
     const cublasOperation_t transposed = CUBLAS_OP_T;
     desc_set_(desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed));
+    const bool scaled = call.scaling != KernelScaling::kBf16;
     const int32_t mode_b =
         row_row ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F : CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
     const int32_t mode_a = CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F;
-    desc_set_(desc, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode_b, sizeof(mode_b));
-    desc_set_(desc, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode_a, sizeof(mode_a));
-    desc_set_(desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &scales_b, sizeof(scales_b));
-    desc_set_(desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &scales_a, sizeof(scales_a));
+    if (scaled) {
+      desc_set_(desc, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode_b, sizeof(mode_b));
+      desc_set_(desc, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode_a, sizeof(mode_a));
+      desc_set_(desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &scales_b, sizeof(scales_b));
+      desc_set_(desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &scales_a, sizeof(scales_a));
+    }
+    const cudaDataType_t operand = scaled ? CUDA_R_8F_E4M3 : CUDA_R_16BF;
     cublasLtMatrixLayout_t b, a, d;
-    layout_create_(&b, CUDA_R_8F_E4M3, static_cast<uint64_t>(k), static_cast<uint64_t>(n), k);
-    layout_create_(&a, CUDA_R_8F_E4M3, static_cast<uint64_t>(k), static_cast<uint64_t>(m), k);
+    layout_create_(&b, operand, static_cast<uint64_t>(k), static_cast<uint64_t>(n), k);
+    layout_create_(&a, operand, static_cast<uint64_t>(k), static_cast<uint64_t>(m), k);
     layout_create_(&d, call.output == KernelOutput::kBf16 ? CUDA_R_16BF : CUDA_R_32F, static_cast<uint64_t>(n),
                    static_cast<uint64_t>(m), call.d.row_stride);
     cublasLtMatmulPreference_t preference;
@@ -274,6 +278,7 @@ std::vector<BenchShape> ParseDense(const std::string& text) {
 struct BenchOptions {
   bool sweep = false;
   bool orders = false;
+  bool bf16 = false;
   int rounds = 15;
   int threads = 2;
   std::string plan;
@@ -404,6 +409,7 @@ int Main(int argc, char** argv) {
     const std::string argument = argv[i];
     if (argument == "--sweep") options.sweep = true;
     if (argument == "--orders") options.orders = true;
+    if (argument == "--bf16") options.bf16 = true;
     if (argument == "--row-major") options.row_major = true;
     if (absl::StartsWith(argument, "--rounds=")) options.rounds = std::atoi(argument.c_str() + 9);
     if (absl::StartsWith(argument, "--threads=")) options.threads = std::atoi(argument.c_str() + 10);
@@ -412,6 +418,13 @@ int Main(int argc, char** argv) {
     if (absl::StartsWith(argument, "--filter=")) options.filter = argument.substr(9);
     if (absl::StartsWith(argument, "--dense=")) options.shapes = ParseDense(argument.substr(8));
   }
+  if (options.bf16) {
+    std::erase_if(options.shapes, [](const BenchShape& shape) { return shape.product.kind != "dense"; });
+    for (BenchShape& shape : options.shapes) {
+      shape.product.scaling = KernelScaling::kBf16;
+      shape.target.clear();  // The tables are of FP8.
+    }
+  }
   auto launcher = GemmLauncher::Create(launcher_options);
   if (!launcher.ok()) {
     std::printf("%s\n", launcher.status().ToString().c_str());
@@ -419,7 +432,9 @@ int Main(int argc, char** argv) {
   }
   std::vector<GemmTraits> wanted;
   for (const GemmTraits& t : SelectableTraits()) {
-    if (t.scaling == KernelScaling::kRowBlock && t.output == KernelOutput::kBf16) wanted.push_back(t);
+    const KernelScaling scaling = options.bf16 ? KernelScaling::kBf16 : KernelScaling::kRowBlock;
+    if (t.scaling == scaling && t.output == KernelOutput::kBf16) wanted.push_back(t);
+    if (options.bf16) continue;
     if (t.scaling == KernelScaling::kRowRow && t.output == KernelOutput::kF32Add && t.map_pairs > 1)
       wanted.push_back(t);
   }
