@@ -5,8 +5,9 @@
 // each kind; exits 0 only if all is right. BF16 operands that are quantized on the way to an FP8 product do not go
 // through the launcher as one: they are in the tests of the device.
 //
-//   gpu_check [--all-configs] [--effort=N] [--cache=DIR] [--threads=N] [--plain-scales]
+//   gpu_check [--all-configs] [--bf16] [--effort=N] [--cache=DIR] [--threads=N] [--plain-scales]
 //
+// --bf16 takes products of BF16 operands alone, about half of all.
 // --effort=0 is a short grid of one kernel of each structure, for compute-sanitizer; with --plain-scales scale factors
 // travel by ordinary loads and stores, which racecheck follows:
 //
@@ -64,7 +65,8 @@ struct Tally {
 
 class Checker {
  public:
-  explicit Checker(GemmLauncher& launcher, bool every_config) : launcher_(launcher), every_config_(every_config) {}
+  Checker(GemmLauncher& launcher, bool every_config, bool only_bf16)
+      : launcher_(launcher), every_config_(every_config), only_bf16_(only_bf16) {}
 
   // While planning, Run only notes the kernels that it will need.
   void set_planning(bool planning) { planning_ = planning; }
@@ -73,6 +75,7 @@ class Checker {
   // With those of `tiles` that may run the product, if there are any in it; else with what is selected and the
   // fallback.
   void Run(const Product& product, const std::vector<TileChoice>& tiles = {}) {
+    if (only_bf16_ && product.scaling != KernelScaling::kBf16) return;
     Workbench bench(product, kernels_);
     WaitOrDie("preparing " + product.Name());
     const std::vector<GemmConfig> configs = ConfigsFor(product, bench.call(), tiles);
@@ -115,7 +118,7 @@ class Checker {
 
   // Needs no kernel that has to be planned.
   void Run(const QuantizeCase& quantize) {
-    if (planning_) return;
+    if (planning_ || only_bf16_) return;
     const auto launch = [&](const QuantizeArgs& args) {
       const absl::Status status = launcher_.LaunchQuantize(args, quantize.input, quantize.shape, nullptr);
       WaitOrDie(quantize.Name());
@@ -218,6 +221,7 @@ class Checker {
 
   GemmLauncher& launcher_;
   const bool every_config_;
+  const bool only_bf16_;
   bool planning_ = false;
   std::vector<GemmTraits> planned_;
   TestKernels kernels_;
@@ -432,12 +436,14 @@ void RunQuantizeGrid(Checker& checker, bool many_rows) {
 int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // Whoever ends a long run sees what it has found.
   bool every_config = false;
+  bool only_bf16 = false;
   int effort = 2;
   gemmd::GemmLauncher::Options options;
   options.compile.threads = 2;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     if (argument == "--all-configs") every_config = true;
+    if (argument == "--bf16") only_bf16 = true;
     if (argument == "--plain-scales") options.macros.emplace_back("GEMMD_PLAIN_SCALES");
     if (absl::StartsWith(argument, "--effort=")) effort = std::atoi(argument.c_str() + 9);
     if (absl::StartsWith(argument, "--cache=")) options.cache_directory = argument.substr(8);
@@ -450,7 +456,7 @@ int main(int argc, char** argv) {
   }
   const auto start = std::chrono::steady_clock::now();
   const auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
-  gemmd::Checker checker(**launcher, every_config);
+  gemmd::Checker checker(**launcher, every_config, only_bf16);
   const auto run = [&] {
     gemmd::RunQuantizeGrid(checker, effort > 0);
     if (effort == 0) return gemmd::RunShortGrid(checker);

@@ -26,9 +26,9 @@ std::string Chosen(const GemmShape& shape) { return Describe(SelectConfig(shape,
 TEST(GemmConfigTest, ChoosesWhatWasMeasuredToBeFast) {
   EXPECT_EQ(Chosen(Dense(1, 7168, 2048)), "16x64 swap s16");
   EXPECT_EQ(Chosen(Dense(1, 2112, 7168)), "16x64 swap s16");
-  EXPECT_EQ(Chosen(Dense(64, 4096, 7168)), "64x64 swap s13");
+  EXPECT_EQ(Chosen(Dense(64, 4096, 7168)), "32x64 swap s16");
   EXPECT_EQ(Chosen(Dense(512, 4096, 7168)), "128x128 s5");
-  EXPECT_EQ(Chosen(Dense(4096, 2112, 7168)), "128x192 b2 s4");
+  EXPECT_EQ(Chosen(Dense(4096, 2112, 7168)), "128x192 s4");
   EXPECT_EQ(Chosen(Dense(4096, 7168, 16384)), "256x128 a2 s3");
 }
 
@@ -58,7 +58,7 @@ TEST(GemmConfigTest, ChoosesForOtherTypes) {
   EXPECT_EQ(chosen(KernelScaling::kRowRow, KernelOutput::kF32Add, 4096, 7168, 4096), "128x128 a2 s5");
   EXPECT_EQ(chosen(KernelScaling::kRowRow, KernelOutput::kF32, 1024, 2112, 7168), "128x64 b2 s7");
   EXPECT_EQ(chosen(KernelScaling::kBf16, KernelOutput::kBf16, 64, 4096, 7168), "32x64 swap s16");
-  EXPECT_EQ(chosen(KernelScaling::kBf16, KernelOutput::kBf16, 4096, 4096, 7168), "256x128 a2 s3");
+  EXPECT_EQ(chosen(KernelScaling::kBf16, KernelOutput::kBf16, 4096, 4096, 7168), "256x128 a2 s4");
   EXPECT_EQ(chosen(KernelScaling::kRowBlock, KernelOutput::kF32, 64, 7168, 2048), "64x64 swap s12");
   EXPECT_EQ(chosen(KernelScaling::kRowBlock, KernelOutput::kF32, 4096, 7168, 2048), "256x128 a2 s4");
 }
