@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The baseline of service_bench: a bare gRPC callback server that answers Gemm.Run with a fixed response and does
-// nothing else. Same messages as gemmd, same settings, no work.
+// nothing else. Same messages as gemmd, no work, and gRPC as the distribution builds it (proto/lock_checks.h).
 //
 // Usage: gemmd-echo-server SOCKET_PATH RESPONSE_BYTES; prints "ready" and runs until its standard input ends.
 #include "gemmd/v1/gemm.grpc.pb.h"
