@@ -21,6 +21,10 @@ constexpr size_t kUsualWorkers = 8;
 // One percent of what a Hopper GPU computes.
 constexpr double kLeastGpuWorkPerSecond = 1e13;
 
+// A job may itself be what breaks devices, for example by memory that cannot be read, and must not go round until every
+// worker is quarantined (RestartLimits: five deaths a minute).
+constexpr int kMostReturns = 3;
+
 absl::Status NoneReady() { return absl::UnavailableError("no ready worker"); }
 
 }  // namespace
@@ -120,16 +124,16 @@ void ProcessWorkerPool::OnStarted(int worker, pid_t pid, UniqueFd socket) {
     const bool on_gpu = slot.traits.device != kCpuDevice;
     if (on_gpu) options.least_work_per_second = kLeastGpuWorkPerSecond;
     options.spins = SpinTimesFor(options_.spin_us, usable_cores_, on_gpu);
-    absl::StatusOr<std::unique_ptr<WorkerLink>> created =
-        WorkerLink::Create(std::move(socket), options,
-                           {[this, worker, generation](const WorkerTraits& traits, const UniqueFd& counters) {
-                              OnHello(worker, generation, traits, counters);
-                            },
-                            [this, worker, generation] { OnDeath(worker, generation); },
-                            [this, worker, generation] { OnHang(worker, generation); },
-                            [this, worker, generation](const JobDescriptor& descriptor, JobCallback callback) {
-                              OnReturned(worker, generation, descriptor, std::move(callback));
-                            }});
+    absl::StatusOr<std::unique_ptr<WorkerLink>> created = WorkerLink::Create(
+        std::move(socket), options,
+        {[this, worker, generation](const WorkerTraits& traits, const UniqueFd& counters) {
+           OnHello(worker, generation, traits, counters);
+         },
+         [this, worker, generation] { OnDeath(worker, generation); },
+         [this, worker, generation] { OnHang(worker, generation); },
+         [this, worker, generation](const JobDescriptor& descriptor, int returns, JobCallback callback) {
+           OnReturned(worker, generation, descriptor, returns, std::move(callback));
+         }});
     slot.pid = pid;
     slot.state = WorkerState::kStarting;
     if (!created.ok()) {
@@ -256,7 +260,7 @@ void ProcessWorkerPool::OnWarmedUp(int worker, uint32_t generation, size_t index
   WarmUp(worker, generation, index + 1);
 }
 
-void ProcessWorkerPool::OnReturned(int worker, uint32_t generation, const JobDescriptor& descriptor,
+void ProcessWorkerPool::OnReturned(int worker, uint32_t generation, const JobDescriptor& descriptor, int returns,
                                    JobCallback callback) {
   {
     absl::MutexLock lock(&mutex_);
@@ -264,7 +268,14 @@ void ProcessWorkerPool::OnReturned(int worker, uint32_t generation, const JobDes
     if (IsCurrent(worker, generation) && slot(worker).state == WorkerState::kReady) {
       slot(worker).state = WorkerState::kDead;
     }
-    returned_.push_back({descriptor, std::make_shared<JobCallback>(std::move(callback))});
+    if (returns < kMostReturns) {
+      returned_.push_back({descriptor, std::make_shared<JobCallback>(std::move(callback)), returns + 1});
+      callback = nullptr;
+    }
+  }
+  if (callback) {
+    callback(absl::UnavailableError(absl::StrCat("the devices of ", returns + 1, " workers broke while it waited")),
+             JobCompletion());
   }
   SubmitReturned();
 }
@@ -277,11 +288,12 @@ void ProcessWorkerPool::SubmitReturned() {
     std::vector<ReturnedJob> waiting;
     for (ReturnedJob& job : returned_) {
       const WorkerMask homes = HomesOf(job.descriptor);
-      const absl::StatusOr<SubmittedJob> submitted =
-          SubmitLocked(job.descriptor, homes,
-                       [callback = job.callback](const absl::Status& status, const JobCompletion& completion) {
-                         (*callback)(status, completion);
-                       });
+      const absl::StatusOr<SubmittedJob> submitted = SubmitLocked(
+          job.descriptor, homes,
+          [callback = job.callback](const absl::Status& status, const JobCompletion& completion) {
+            (*callback)(status, completion);
+          },
+          job.returns);
       if (submitted.ok()) {
         slot(submitted->worker).link->LeaveToThread();
       } else if (absl::IsUnavailable(submitted.status()) && HasFuture(homes)) {
@@ -348,7 +360,7 @@ absl::StatusOr<SubmittedJob> ProcessWorkerPool::SubmitAndAssist(const JobDescrip
 }
 
 absl::StatusOr<SubmittedJob> ProcessWorkerPool::SubmitLocked(const JobDescriptor& descriptor, WorkerMask workers,
-                                                             JobCallback done) {
+                                                             JobCallback done, int returns) {
   absl::InlinedVector<WorkerLoad, kUsualWorkers> loads;
   for (size_t i = 0; i < slots_.size(); ++i) {
     const bool ready = Contains(workers, static_cast<int>(i)) && slots_[i].state == WorkerState::kReady;
@@ -360,7 +372,7 @@ absl::StatusOr<SubmittedJob> ProcessWorkerPool::SubmitLocked(const JobDescriptor
                                   : absl::UnavailableError("the worker that holds the operands is not ready");
   }
   const Slot& slot = slots_[static_cast<size_t>(*least)];
-  absl::StatusOr<uint64_t> job_id = slot.link->Submit(descriptor, PredictWork(descriptor), std::move(done));
+  absl::StatusOr<uint64_t> job_id = slot.link->Submit(descriptor, PredictWork(descriptor), std::move(done), returns);
   if (!job_id.ok()) return job_id.status();
   return SubmittedJob{*least, *job_id};
 }

@@ -96,10 +96,11 @@ class ProcessWorkerPool : public WorkerPool {
   struct ReturnedJob {
     JobDescriptor descriptor;
     std::shared_ptr<JobCallback> callback;
+    int returns = 1;  // By so many workers.
   };
 
-  absl::StatusOr<SubmittedJob> SubmitLocked(const JobDescriptor& descriptor, WorkerMask workers, JobCallback done)
-      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<SubmittedJob> SubmitLocked(const JobDescriptor& descriptor, WorkerMask workers, JobCallback done,
+                                            int returns = 0) ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   Slot& slot(int worker) ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return slots_[static_cast<size_t>(worker)]; }
   bool IsCurrent(int worker, uint32_t generation) ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   void OnStarted(int worker, pid_t pid, UniqueFd socket);
@@ -107,7 +108,7 @@ class ProcessWorkerPool : public WorkerPool {
   void OnHello(int worker, uint32_t generation, const WorkerTraits& traits, const UniqueFd& fd);
   void OnDeath(int worker, uint32_t generation);
   void OnHang(int worker, uint32_t generation);
-  void OnReturned(int worker, uint32_t generation, const JobDescriptor& descriptor, JobCallback callback);
+  void OnReturned(int worker, uint32_t generation, const JobDescriptor& descriptor, int returns, JobCallback callback);
   void SubmitReturned();
   WorkerMask HomesOf(const JobDescriptor& descriptor) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   bool HasFuture(WorkerMask workers) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);

@@ -99,7 +99,8 @@ WorkerLink::~WorkerLink() {
   if (completion_thread_.joinable()) completion_thread_.join();
 }
 
-absl::StatusOr<uint64_t> WorkerLink::Submit(const JobDescriptor& descriptor, double work, JobCallback callback) {
+absl::StatusOr<uint64_t> WorkerLink::Submit(const JobDescriptor& descriptor, double work, JobCallback callback,
+                                            int returns) {
   JobDescriptor job = descriptor;
   const uint64_t now_ns = MonotonicNanos();
   absl::MutexLock lock(&mutex_);
@@ -107,7 +108,7 @@ absl::StatusOr<uint64_t> WorkerLink::Submit(const JobDescriptor& descriptor, dou
   if (free_jobs_.empty()) return absl::ResourceExhaustedError("too many requests in flight on this worker");
   const uint32_t index = free_jobs_.back();
   job.job_id = IdPrefix(options_) | (next_sequence_++ << kSlotBits) | index;
-  jobs_[index] = {job.job_id, work, std::move(callback), job};
+  jobs_[index] = {job.job_id, work, std::move(callback), job, returns};
   // Counted before the worker can answer, so that nobody stops reading completions.
   jobs_in_flight_.fetch_add(1, std::memory_order_relaxed);
   if (!submissions_.Write(job)) {
@@ -326,7 +327,7 @@ void WorkerLink::Complete(const JobCompletion& completion) {
     return;
   }
   if (completion.reason.rule == Rule::kNotStarted && events_.on_returned) {
-    events_.on_returned(job.descriptor, std::move(job.callback));
+    events_.on_returned(job.descriptor, job.returns, std::move(job.callback));
     return;
   }
   job.callback(StatusOf(completion), completion);

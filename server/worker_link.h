@@ -67,9 +67,9 @@ class WorkerLink {
     std::function<void(const WorkerTraits&, UniqueFd counters)> on_hello;
     std::function<void()> on_death;  // Once, before the first failed callback.
     std::function<void()> on_hang;   // The process should be killed; on_death follows.
-    // The worker ends and gives back a job that it never began. Whoever takes it calls the callback some day; unset:
-    // the callback gets UNAVAILABLE.
-    std::function<void(const JobDescriptor&, JobCallback)> on_returned;
+    // The worker ends and gives back a job that it never began, submitted with that many `returns`. Whoever takes it
+    // calls the callback some day; unset: the callback gets UNAVAILABLE.
+    std::function<void(const JobDescriptor&, int returns, JobCallback)> on_returned;
   };
 
   // Takes the front end's end of the control socket of a process that was just started.
@@ -93,8 +93,9 @@ class WorkerLink {
 
   // Puts a job on the ring under a fresh job_id (the descriptor's own is overwritten), which it returns. The callback
   // is called exactly once: with the completion, or with UNAVAILABLE if the worker dies. `work` is counted in
-  // work_in_flight while it lasts. Errors (then the callback is never called): RESOURCE_EXHAUSTED (full), UNAVAILABLE.
-  absl::StatusOr<uint64_t> Submit(const JobDescriptor& descriptor, double work, JobCallback callback);
+  // work_in_flight while it lasts; `returns`: how many workers have given the job back. Errors (then the callback is
+  // never called): RESOURCE_EXHAUSTED (full), UNAVAILABLE.
+  absl::StatusOr<uint64_t> Submit(const JobDescriptor& descriptor, double work, JobCallback callback, int returns = 0);
 
   // True if the caller is to call Assist, which it must, soon: the job that it just submitted is the only one. False:
   // the completion thread takes care. After each Submit exactly one call of TryAssist or LeaveToThread is due.
@@ -116,7 +117,8 @@ class WorkerLink {
     uint64_t job_id = 0;  // 0: free.
     double work = 0;
     JobCallback callback;
-    JobDescriptor descriptor;  // For on_returned.
+    JobDescriptor descriptor;  // For on_returned, as the next.
+    int returns = 0;
   };
   struct OutgoingControl {
     ControlRequest request;

@@ -8,6 +8,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <atomic>
 #include <fstream>
 #include <memory>
@@ -328,6 +329,26 @@ TEST_F(ProcessWorkerPoolTest, JobsInFlightAreUnavailableWhenTheirWorkerDies) {
   EXPECT_FALSE(answer.is_set());
   kill(Worker().pid, SIGKILL);
   EXPECT_TRUE(absl::IsUnavailable(answer.Get().status));
+}
+
+// Each process breaks under its first job and gives back the others; with one of them as the cause they would go on.
+TEST_F(ProcessWorkerPoolTest, WhatFourBrokenWorkersGaveBackFailsAndQuarantinesNone) {
+  StartReady(1, {"--fault_after_jobs=1", "--delay_us=100000", "--merging=false"});
+  const uint64_t from = MakeRegion('x');
+  constexpr size_t kJobs = 7;
+  std::array<Answer<JobAnswer>, kJobs> answers;
+  for (Answer<JobAnswer>& answer : answers) ASSERT_TRUE(Submit(CopyJob(from, MakeRegion('y')), answer).ok());
+  std::vector<std::string> given_back;
+  size_t failed = 0;
+  for (Answer<JobAnswer>& answer : answers) {
+    const JobAnswer got = answer.Get();
+    if (got.completion.code != 0) ++failed;
+    if (got.completion.code == 0) given_back.push_back(got.status.ToString());
+  }
+  EXPECT_EQ(failed, 4u);
+  EXPECT_THAT(given_back, ::testing::Each("UNAVAILABLE: the devices of 4 workers broke while it waited"));
+  EXPECT_EQ(given_back.size(), 3u);
+  WaitUntil([&] { return Worker().restarts == 4 && Worker().state == WorkerState::kReady; });
 }
 
 TEST_F(ProcessWorkerPoolTest, AnyWorkerIsTheOneWithLeastToDo) {
