@@ -45,8 +45,7 @@ class MetricsTest(unittest.TestCase):
         cls.addClassCleanup(cls.daemon.__exit__)
         cls.daemon.load(seconds=5)
         # The rules that are evaluated last have seen the load.
-        cls.daemon.wait_for("gemmd:kernel_cache_hits:ratio_rate5m")
-        cls.daemon.wait_for("gemmd:slow:ratio_rate3d")
+        cls.daemon.stay_at(cls.daemon.wait_for("up == 1", "gemmd:kernel_cache_hits:ratio_rate5m", "gemmd:slow:ratio_rate3d"))
 
     def assert_inputs_exist(self, expression):
         """Each selector has series, and they have the labels that the expression groups by."""

@@ -30,6 +30,7 @@ class ScrapedDaemon:
         self.bin = pathlib.Path(build) / "bin"
         self.folder = tempfile.TemporaryDirectory()
         self.children = []
+        self.moment = None  # Of all queries; None: now.
         try:
             self.server, metrics = self._start_gemmd()
             self.url = self._start_prometheus(prometheus, metrics, interval)
@@ -101,7 +102,7 @@ class ScrapedDaemon:
 
     def query(self, expression):
         """The instant vector of an expression."""
-        data = self._get("query", query=expression)
+        data = self._get("query", query=expression, **({"time": self.moment} if self.moment else {}))
         if data["resultType"] == "scalar":
             return [{"metric": {}, "value": data["result"]}]
         return data["result"]
@@ -109,10 +110,18 @@ class ScrapedDaemon:
     def query_range(self, expression, start, end, step):
         return self._get("query_range", query=expression, start=start, end=end, step=step)["result"]
 
-    def wait_for(self, expression):
-        """Until an expression has a result."""
+    def wait_for(self, *expressions):
+        """Until all have a result. Returns the moment at which they had."""
         end = time.monotonic() + DEADLINE_SECONDS
-        while not self.query(expression):
+        while True:
+            moment = time.time()
+            missing = [expression for expression in expressions if not self._get("query", query=expression, time=moment)["result"]]
+            if not missing:
+                return moment
             if time.monotonic() > end:
-                raise AssertionError(f"no result: {expression}")
+                raise AssertionError(f"no result: {missing}")
             time.sleep(0.1)
+
+    def stay_at(self, moment):
+        """Answers all later queries as of then. Now is a bad time on a busy machine: one late scrape, and every series is stale."""
+        self.moment = moment
