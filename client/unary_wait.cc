@@ -2,6 +2,7 @@
 #include "client/unary_wait.h"
 
 #include "proto/cores.h"
+#include "proto/job_ring.h"
 
 #include <grpc/support/time.h>
 
@@ -14,8 +15,6 @@ namespace {
 
 constexpr int kManyCores = 8;
 constexpr absl::Duration kPatientSpin = absl::Microseconds(500);
-// Between two looks at the network, half a microsecond in all: another hardware thread of the core gets on by that.
-constexpr int kPauses = 8;
 
 int Cores() {
   static const int cores = UsableCores();
@@ -50,7 +49,7 @@ std::optional<bool> Poll(grpc::CompletionQueue& queue, absl::Duration spin) {
   bool ok = false;
   do {
     if (queue.AsyncNext(&tag, &ok, past) == grpc::CompletionQueue::GOT_EVENT) return ok;
-    for (int i = 0; i < kPauses; ++i) __builtin_ia32_pause();
+    PauseBetweenLooks();
   } while (Clock::now() - begin < most);
   return std::nullopt;
 }

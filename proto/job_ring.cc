@@ -43,12 +43,18 @@ constexpr uint64_t RingBytes(uint64_t slots) {
 
 bool IsSlotCount(uint32_t slots) { return std::has_single_bit(slots) && slots <= kMaxRingSlots; }
 
+constexpr int kPausesBetweenLooks = 8;
+
 }  // namespace
 
 uint64_t MonotonicNanos() {
   timespec now{};
   clock_gettime(CLOCK_MONOTONIC, &now);
   return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
+}
+
+void PauseBetweenLooks() {
+  for (int i = 0; i < kPausesBetweenLooks; ++i) Pause();
 }
 
 template <typename T>

@@ -54,6 +54,10 @@ static_assert(sizeof(RingHeader) == 448 && alignof(RingHeader) == 64);
 // CLOCK_MONOTONIC in nanoseconds: the clock of deadlines in descriptors.
 uint64_t MonotonicNanos();
 
+// Half a microsecond in which another hardware thread of this core gets on, on which perhaps the peer works: for a
+// thread that polls the network, between two looks.
+void PauseBetweenLooks();
+
 // How long a waiting reader spins before it sleeps. Zero on a machine with one core.
 struct SpinPolicy {
   uint64_t spin_ns = 0;

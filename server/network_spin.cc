@@ -13,10 +13,6 @@ namespace {
 
 constexpr uint64_t kNanosPerMilli = 1'000'000;
 
-// Between two looks at the network, half a microsecond in all. Another hardware thread of the core, on which perhaps a
-// client writes its request, gets on by that.
-constexpr int kPauses = 8;
-
 std::atomic<uint64_t> until_ns{0};
 std::atomic<uint64_t> spun_ns{0};
 
@@ -44,7 +40,7 @@ int EpollWait(int epoll, epoll_event* events, int most, int timeout_ms) {
   uint64_t now_ns = begin_ns;
   do {
     const uint64_t looked_ns = now_ns;
-    for (int i = 0; i < kPauses; ++i) __builtin_ia32_pause();
+    PauseBetweenLooks();
     ready = Wait(epoll, events, most, 0);
     now_ns = MonotonicNanos();
     if (ready == 0) spun_ns.fetch_add(now_ns - looked_ns, std::memory_order_relaxed);

@@ -268,14 +268,15 @@ void ProcessWorkerPool::OnReturned(int worker, uint32_t generation, const JobDes
     if (IsCurrent(worker, generation) && slot(worker).state == WorkerState::kReady) {
       slot(worker).state = WorkerState::kDead;
     }
-    if (returns < kMostReturns) {
-      returned_.push_back({descriptor, std::make_shared<JobCallback>(std::move(callback)), returns + 1});
-      callback = nullptr;
-    }
   }
-  if (callback) {
+  if (returns == kMostReturns) {
     callback(absl::UnavailableError(absl::StrCat("the devices of ", returns + 1, " workers broke while it waited")),
              JobCompletion());
+    return;
+  }
+  {
+    absl::MutexLock lock(&mutex_);
+    returned_.push_back({descriptor, std::make_shared<JobCallback>(std::move(callback)), returns + 1});
   }
   SubmitReturned();
 }

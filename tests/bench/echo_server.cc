@@ -4,12 +4,12 @@
 //
 // Usage: gemmd-echo-server SOCKET_PATH RESPONSE_BYTES; prints "ready" and runs until its standard input ends.
 #include "gemmd/v1/gemm.grpc.pb.h"
+#include "tests/bench/serve_bare.h"
 
 #include <grpcpp/grpcpp.h>
 
 #include <cstdio>
 #include <cstdlib>
-#include <memory>
 #include <string>
 
 namespace {
@@ -39,16 +39,5 @@ int main(int argc, char** argv) {
     return 2;
   }
   EchoService service(std::strtoul(argv[2], nullptr, 10));
-  grpc::ServerBuilder builder;
-  builder.AddListeningPort(std::string("unix:") + argv[1], grpc::InsecureServerCredentials());
-  builder.SetMaxReceiveMessageSize(64 << 20);
-  builder.RegisterService(&service);
-  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (server == nullptr) return 1;
-  std::puts("ready");
-  std::fflush(stdout);
-  while (std::getchar() != EOF) {
-  }
-  server->Shutdown();
-  return 0;
+  return gemmd::ServeBare(service, argv[1]);
 }

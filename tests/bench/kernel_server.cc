@@ -8,6 +8,7 @@
 // Needs a Hopper GPU: the first that CUDA shows.
 #include "gemmd/v1/gemm.grpc.pb.h"
 #include "gpu/cuda/gemm_launcher.h"
+#include "tests/bench/serve_bare.h"
 #include "tests/device/gpu_workbench.h"
 
 #include "absl/strings/numbers.h"
@@ -116,17 +117,7 @@ int Serve(const std::string& socket, const std::array<int64_t, 4>& numbers) {
   }
   KernelTimer timer(*std::move(launcher), numbers[0], numbers[1], numbers[2]);
   KernelService service(timer, static_cast<size_t>(numbers[3]));
-  grpc::ServerBuilder builder;
-  builder.AddListeningPort("unix:" + socket, grpc::InsecureServerCredentials());
-  builder.RegisterService(&service);
-  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (server == nullptr) return 1;
-  std::puts("ready");
-  std::fflush(stdout);
-  while (std::getchar() != EOF) {
-  }
-  server->Shutdown();
-  return 0;
+  return ServeBare(service, socket);
 }
 
 }  // namespace
