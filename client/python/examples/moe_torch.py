@@ -3,10 +3,11 @@
 """A mixture-of-experts layer of the shape of DeepSeek-V3 on a GPU, through gemmd from torch CUDA tensors.
 
 Each token goes to `top_k` of the experts; an expert is gate and up projection, SwiGLU, down projection. Weights and
-activations are torch CUDA tensors that gemmd uses where they are; quantization and products are gemmd's, the rest is
-torch. The layer is computed twice, with the rows of all experts one after another (offsets, as in prefill) and with
-room for the busiest expert's rows for each (masked, as in decode), and compared with torch: the error against the same
-layer in float32 on the same FP8 numbers, the time beside that of torch in bfloat16, an expert at a time.
+activations are torch CUDA tensors that gemmd uses where they are; the products are gemmd's, which quantizes their rows
+on the way, the rest is torch. The layer is computed twice, with the rows of all experts one after another (offsets, as
+in prefill) and with room for the busiest expert's rows for each (masked, as in decode), and compared with torch: the
+error against the same layer in float32 on the same FP8 numbers, the time beside that of torch in bfloat16, an expert at
+a time.
 
 Needs torch with CUDA, and a gemmd on the same GPU of this machine.
 Example: moe_torch.py --server=unix:/run/gemmd/gemmd.sock --tokens=128 --experts=32
@@ -99,7 +100,7 @@ class Layer:
         return combine(out[slots], routing)
 
     def product(self, x: Any, weights: gemmd.Quantized, **groups: Any) -> Any:
-        return self.client.grouped_gemm(self.client.quantize(x), weights, **groups)
+        return self.client.grouped_gemm(x, weights, **groups)
 
 
 def per_expert(x: Any, routing: Routing, expert_layer: Callable[[Any, int], Any]) -> Any:

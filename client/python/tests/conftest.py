@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests share: real daemons on the CPU worker, and clients of them.
+"""What the tests share: real daemons on the CPU worker and on fake GPUs, and clients of them.
 
 Run by ctest; by hand: GEMMD_PROGRAMS=build/dev/bin VENV/bin/python -m pytest client/python/tests
 """
@@ -15,6 +15,7 @@ import urllib.request
 
 import pytest
 
+import fake_gpus
 import gemmd
 
 START_TIMEOUT = 60.0
@@ -149,3 +150,16 @@ def fake_cuda():
     assert (folder / "libcuda.so.1").exists(), f"no libcuda.so.1 in {folder}; set GEMMD_FAKE_CUDA"
     gemmd.cuda.LIBRARY = str((folder / "libcuda.so.1").resolve())
     gemmd.cuda.Driver.load()
+
+
+@pytest.fixture(scope="module")
+def gpu_daemon(tmp_path_factory):
+    worker = fake_worker(tmp_path_factory.mktemp("worker"), f"--fill={fake_gpus.FILL}")
+    with Daemon("--workers=gpu", f"--worker_binary={worker}", tcp=True) as started:
+        yield started
+
+
+@pytest.fixture
+def gpu_client(gpu_daemon, fake_cuda):
+    with gpu_daemon.connect() as connected:
+        yield connected

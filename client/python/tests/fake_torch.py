@@ -32,6 +32,9 @@ class device:
     def __eq__(self, other):
         return str(self) == str(other)
 
+    def __hash__(self):
+        return hash(str(self))
+
 
 class Stream:
     """Has work under way from the start, until somebody waits for it."""
@@ -57,6 +60,9 @@ class Tensor:
 
     def stride(self):
         return tuple(stride // self.bits.itemsize for stride in self.bits.strides)
+
+    def is_contiguous(self):
+        return self.bits.flags.c_contiguous
 
     def data_ptr(self):
         return self.bits.__array_interface__["data"][0]

@@ -9,39 +9,20 @@ import ctypes
 import gc
 import os
 import pickle
-import sys
-import time
-import types
 
 import fake_torch
 import gemmd
 import numpy as np
 import pytest
 from conftest import Daemon, fake_worker, wait_until
+from fake_gpus import FILL, GPUS, GRANULE, REGIONS, K, M, N, is_filled
 from gemmd import cuda
 from gemmd.cuda import Driver
 from reference import check, normal, product
 
-GPUS = ["GPU-00000000-0000-0000-0000-000000000000", "GPU-01010101-0101-0101-0101-010101010101"]
-GRANULE = 2 << 20
-FILL = 0x42  # What the fake worker fills results with.
-M, N, K = 32, 64, 128
 RNG = np.random.default_rng(1)
 A = gemmd.quantize(normal(RNG, M, K))
 B = gemmd.quantize(normal(RNG, N, K), (128, 128))
-
-
-@pytest.fixture(scope="module")
-def gpu_daemon(tmp_path_factory):
-    worker = fake_worker(tmp_path_factory.mktemp("worker"), f"--fill={FILL}")
-    with Daemon("--workers=gpu", f"--worker_binary={worker}", tcp=True) as started:
-        yield started
-
-
-@pytest.fixture
-def gpu_client(gpu_daemon, fake_cuda):
-    with gpu_daemon.connect() as connected:
-        yield connected
 
 
 class CudaArray:
@@ -80,17 +61,6 @@ def arrays_in(region):
     a = gemmd.Quantized(region.empty((M, K), "float8_e4m3fn"), region.empty((M, 1)))
     b = gemmd.Quantized(region.empty((N, K), "float8_e4m3fn"), region.empty((1, 1)), (128, 128))
     return a, b, region.empty((M, N))
-
-
-def is_filled(array):
-    bits = array.bits if hasattr(array, "bits") else np.asarray(array.to_host())
-    return (np.ascontiguousarray(bits).view(np.uint8) == FILL).all()
-
-
-REGIONS = {
-    "pool": lambda client, gpu: client.pool(1 << 20, GPUS[gpu]),
-    "device": lambda client, gpu: client.device_region(1 << 20, GPUS[gpu]),
-}
 
 
 @pytest.mark.parametrize("gpu", [0, 1])
@@ -347,113 +317,6 @@ def test_without_a_stream_all_of_the_gpu_is_waited_for(gpu_client, gpu_daemon, a
     with gpu_daemon.connect(synchronize=False) as unordered:
         unordered.gemm(a, b, out=out)
     assert waits == [None] * 7
-
-
-# torch.
-
-
-@pytest.fixture
-def torch(fake_cuda, monkeypatch):
-    made = fake_torch.make()
-    monkeypatch.setitem(sys.modules, "torch", made)
-    return made
-
-
-def cuda_operands(torch, gpu=0):
-    place = torch.device("cuda", gpu)
-
-    def make(shape, dtype):
-        return torch.empty(shape, dtype=dtype, device=place)
-
-    a = gemmd.Quantized(make((M, K), torch.float8_e4m3fn), make((M, 1), torch.float32))
-    return a, gemmd.Quantized(make((N, K), torch.float8_e4m3fn), make((1, 1), torch.float32), (128, 128))
-
-
-def test_results_of_torch_cuda_tensors_are_torch_cuda_tensors(gpu_client, torch):
-    regions = gpu_client.info().regions
-    for gpu in (0, 1):
-        a, b = cuda_operands(torch, gpu)
-        d = gpu_client.gemm(a, b)
-        assert d.is_cuda and d.device == a.data.device and d.dtype is torch.bfloat16 and d.shape == (M, N)
-        assert is_filled(d)
-        assert gpu_client.gemm(a, b, dtype="float32").dtype is torch.float32
-        stream = torch.cuda.streams[gpu]
-        assert stream.done and stream.waits == 2
-        resident = gpu_client.put(b)
-        assert {resident.data.device, resident.scales.device} == {GPUS[gpu]}
-        assert is_filled(gpu_client.gemm(a, resident))
-    assert gpu_client.info().regions == regions + 2  # One for each allocation, however many tensors are in it.
-
-
-def test_grouped_results_have_zeros_where_no_group_is(gpu_client, torch):
-    a, b = cuda_operands(torch)
-    b = gemmd.Quantized(b.data.reshape(1, N, K), b.scales.reshape(1, 1, 1), b.block)
-    row_index = torch.empty((M,), dtype=torch.int32, device=a.data.device)
-    row_index.bits[...] = np.where(np.arange(M) < 7, 0, -1)
-    d = gpu_client.grouped_gemm(a, b, row_index=row_index, dtype=torch.float32)
-    assert d.dtype is torch.float32 and d.shape == (M, N) and torch.cuda.streams[0].done
-    assert (d.bits.view(np.uint32) == FILL << 24 | FILL << 16).all()
-    masked_m = torch.empty((1,), dtype=torch.int32, device=a.data.device)
-    a = gemmd.Quantized(a.data.reshape(1, M, K), a.scales.reshape(1, M, 1))
-    assert gpu_client.grouped_gemm(a, b, masked_m=masked_m).dtype is torch.bfloat16
-
-
-def test_quantized_torch_cuda_tensors(gpu_client, torch):
-    x = torch.empty((2, 128, K), dtype=torch.bfloat16, device=torch.device("cuda", 0))
-    q = gpu_client.quantize(x, (128, 128))
-    assert (q.data.shape, q.scales.shape, q.block) == ((2, 128, K), (2, 1, 1), (128, 128))
-    assert q.data.dtype is torch.float8_e4m3fn and q.scales.is_cuda and is_filled(q.data)
-    with pytest.raises(gemmd.InvalidArgumentError, match=r"data\.device: .* got one on cuda:0; copy .*data\.cpu\(\)"):
-        q.dequantize()
-
-
-def test_empty_torch_tensors_are_no_special_case(gpu_client, torch):
-    place = torch.device("cuda", 0)
-    a = gemmd.Quantized(
-        torch.empty((0, K), dtype=torch.float8_e4m3fn, device=place),
-        torch.empty((0, 1), dtype=torch.float32, device=place))
-    d = gpu_client.gemm(a, cuda_operands(torch)[1])
-    assert d.is_cuda and d.shape == (0, N)
-
-
-def test_regions_give_torch_tensors(gpu_client, torch):
-    for make in REGIONS.values():
-        region = make(gpu_client, 1)
-        for kind in (torch.float8_e4m3fn, torch.bfloat16, torch.float32, torch.int32, torch.int64, torch.uint8):
-            tensor = region.empty((3, 5), kind)
-            assert tensor.is_cuda and tensor.device.index == 1 and tensor.dtype is kind and tensor.shape == (3, 5)
-        assert torch.from_dlpack(region).shape == (1 << 20,)
-        regions = gpu_client.info().regions
-        view = tensor[1]
-        del region, tensor
-        gc.collect()
-        assert gpu_client.info().regions == regions
-        del view
-        gc.collect()
-        assert wait_until(lambda: gpu_client.info().regions == regions - 1)
-
-
-def test_the_result_of_a_call_that_may_still_run_is_kept(torch, tmp_path, monkeypatch):
-    hold = tmp_path / "hold"
-    worker = fake_worker(tmp_path, f"--fill={FILL}", f"--hold_file={hold}")
-    with Daemon("--workers=gpu", f"--worker_binary={worker}") as started, started.connect() as client:
-        a, b = cuda_operands(torch)
-        client.gemm(a, b)
-        assert not client.context._held
-        hold.touch()
-        with pytest.raises(gemmd.DeadlineExceededError):
-            client.gemm(a, b, timeout=0.2)
-        assert len(client.context._held) == 1
-        with pytest.raises(gemmd.InvalidArgumentError):
-            client.gemm(a, b, priority=9)
-        assert len(client.context._held) == 1
-        hold.unlink()
-        client.gemm(a, b)
-        assert len(client.context._held) == 1
-        later = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 21)
-        monkeypatch.setattr(gemmd.request, "time", later)
-        client.gemm(a, b)
-        assert not client.context._held
 
 
 # Pools on the CPU worker.

@@ -173,6 +173,17 @@ def test_grouped_gemm_of_bfloat16(client, place, rng):
     check(client.grouped_gemm(place(a), place(b), offsets=[0, 13, 40], dtype="float32"), expected, "float32")
 
 
+def test_grouped_gemm_quantizes_bfloat16_rows(client, place, rng):
+    x, b = gemmd.to_bfloat16(normal(rng, 40, 256)), weights(rng, 2, 128, 256)
+    a = gemmd.quantize(x)
+    expected = np.concatenate([product(a[:13], b[0]), product(a[13:], b[1])])
+    check(client.grouped_gemm(place(x), place(b), offsets=[0, 13, 40]), expected, "bfloat16")
+    expected = np.stack([product(a[:20], b[0]), product(a[20:], b[1])])
+    expected[1, 7:] = 0
+    padded = x.reshape(2, 20, 256)
+    check(client.grouped_gemm(place(padded), place(b), masked_m=[20, 7]), expected, "bfloat16")
+
+
 def test_k_grouped_gemm(client, place, rng):
     x, y, ks = normal(rng, 24, 544), normal(rng, 40, 544), [400, 0, 144]
     a, b = gemmd.quantize_k_groups(x, ks), gemmd.quantize_k_groups(y, ks)

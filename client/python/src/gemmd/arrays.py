@@ -9,6 +9,7 @@ Arrays come back with the types of ml_dtypes where it is installed, otherwise as
 from __future__ import annotations
 
 import enum
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -133,14 +134,27 @@ def extents_of(shape: int | Sequence[int]) -> tuple[int, ...]:
     return extents
 
 
+# Names are made anew each time that they are asked for, by numpy in Python.
+@functools.lru_cache(maxsize=64)
+def _of_torch_dtype(dtype: Any) -> DType | None:
+    return _BY_NAME.get(str(dtype).removeprefix("torch."))
+
+
+@functools.lru_cache(maxsize=64)
+def _of_numpy_dtype(dtype: np.dtype[Any]) -> DType | None:
+    """None for another byte order too."""
+    return _BY_NAME.get(dtype.name) if dtype.isnative else None
+
+
 def torch_dtype(field: str, tensor: Any) -> DType:
     """The type of a torch tensor. Raises InvalidArgumentError for types that gemmd does not have."""
-    name = str(tensor.dtype).removeprefix("torch.")
-    if name not in _BY_NAME:
+    dtype = _of_torch_dtype(tensor.dtype)
+    if dtype is None:
         raise InvalidArgumentError(
-            f"{field}.dtype: expected float8_e4m3fn, bfloat16, float32, int32, int64 or uint8, got {name}"
+            f"{field}.dtype: expected float8_e4m3fn, bfloat16, float32, int32, int64 or uint8, got "
+            f"{str(tensor.dtype).removeprefix('torch.')}"
         )
-    return _BY_NAME[name]
+    return dtype
 
 
 def torch_type(dtype: DType) -> Any:
@@ -155,8 +169,8 @@ def host_bits(field: str, value: Array) -> tuple[Bits, DType]:
     what is no array.
     """
     if isinstance(value, np.ndarray):
-        dtype = _BY_NAME.get(value.dtype.name)
-        if dtype is None or not value.dtype.isnative:
+        dtype = _of_numpy_dtype(value.dtype)
+        if dtype is None:
             raise InvalidArgumentError(
                 f"{field}.dtype: expected float8_e4m3fn, bfloat16, float32, int32, int64 or their bits (uint8, uint16) "
                 f"in the byte order of the machine, got {value.dtype}"

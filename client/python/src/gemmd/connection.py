@@ -202,12 +202,12 @@ def create_request(context: Context, memory: GpuView | Bits, dtype: DType, name:
 
 def _refer(message: Any, context: Context, view: GpuView) -> None:
     """Fills gemmd.v1.Slice."""
-    if not view.contiguous:
+    if view.strides is not None:
         raise InvalidArgumentError(f"x: expected a contiguous array on the GPU, got strides {view.strides}")
     window = context.allocations.window("x", view)
     message.region_id, message.offset = window.region_id, view.address - window.begin
-    if context.synchronize and view.order is not None:
-        view.order.synchronize()
+    if context.synchronize and (order := view.order) is not None:
+        order.synchronize()
 
 
 def memory_to_write(tensor: Tensor, x: Array) -> GpuView | Bits:
@@ -239,7 +239,7 @@ def read_target(tensor: Tensor, out: Array | None) -> Bits:
         return np.empty(tensor.shape, tensor.dtype.bits)
     memory, kind = locate("out", out)
     if isinstance(memory, GpuView):
-        tensors.check_read_out(tensor, memory.shape, kind, memory.contiguous)
+        tensors.check_read_out(tensor, memory.shape, kind, memory.strides is None)
         return np.empty(tensor.shape, tensor.dtype.bits)
     tensors.check_read_out(tensor, memory.shape, kind, memory.flags.c_contiguous)
     return memory
@@ -251,8 +251,8 @@ def read_value(tensor: Tensor, bits: Bits, out: Array | None) -> Array:
         return as_array(bits, tensor.dtype, torch=False)
     view = gpu_view("out", out)
     if view is not None and view.nbytes:
-        if view.order is not None:
-            view.order.synchronize()
+        if (order := view.order) is not None:
+            order.synchronize()
         Driver.load().gpu_of(view.address).copy_to_gpu(view.address, bits.ctypes.data, bits.nbytes)
     return out
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -64,27 +65,34 @@ class DriverOrder:
         Driver.load().gpu_of(self.address).synchronize(self.stream)
 
 
-@dataclass(frozen=True)
-class GpuView:
-    """Where the elements of an array on a GPU are; `strides` in elements. Keeps nothing alive."""
+class GpuView(NamedTuple):
+    """Where the elements of an array on a GPU are. Keeps nothing alive.
+
+    Attributes:
+        strides: in elements; None if they are contiguous.
+        before: what its owner may have started: a torch.device, whose current stream it is, an order, or nothing.
+        owner: what to call it: the torch.device, otherwise the name of its class.
+    """
 
     address: int
     shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    strides: tuple[int, ...] | None
     dtype: DType
     writable: bool
-    order: Order | None
-    owner: str  # What to call it: "cuda:0" for torch, otherwise the name of its class.
+    before: Any
+    owner: object
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.bits.itemsize
 
     @property
-    def contiguous(self) -> bool:
-        expected = contiguous_strides(self.shape)
-        each = zip(self.shape, self.strides, expected, strict=True)
-        return self.nbytes == 0 or all(extent == 1 or stride == wanted for extent, stride, wanted in each)
+    def order(self) -> Order | None:
+        """What `before` means on this thread. Streams of torch take a while, so for arrays of one device ask once."""
+        if self.before is None or isinstance(self.before, DriverOrder):
+            return self.before
+        stream: Order = sys.modules["torch"].cuda.current_stream(self.before)
+        return stream
 
 
 def locate(name: str, value: Any) -> tuple[GpuView | Bits, DType]:
@@ -102,8 +110,7 @@ def gpu_view(name: str, value: Any) -> GpuView | None:
     """None for what is not on a GPU. Raises InvalidArgumentError for types and layouts that gemmd does not have."""
     if isinstance(value, DeviceArray):
         order = DriverOrder(value.address, None)
-        strides = contiguous_strides(value.shape)
-        return GpuView(value.address, value.shape, strides, value.dtype, True, order, "DeviceArray")
+        return GpuView(value.address, value.shape, None, value.dtype, True, order, "DeviceArray")
     if not is_gpu_array(value):
         return None
     return _view_of_torch(name, value) if is_torch(value) else _view_of_interface(name, value)
@@ -117,11 +124,11 @@ def _view_of_torch(name: str, tensor: Any) -> GpuView:
     return GpuView(
         address=tensor.data_ptr(),
         shape=tuple(tensor.shape),
-        strides=tuple(tensor.stride()),
+        strides=None if tensor.is_contiguous() else tuple(tensor.stride()),
         dtype=dtype,
         writable=True,
-        order=torch.cuda.current_stream(tensor.device),
-        owner=str(tensor.device),
+        before=tensor.device,
+        owner=tensor.device,
     )
 
 
@@ -140,7 +147,7 @@ def _view_of_interface(name: str, value: Any) -> GpuView:
     steps = interface.get("strides")
     if steps is not None and any(step % dtype.bits.itemsize for step in steps):
         raise InvalidArgumentError(f"{name}.strides: expected whole elements, got {tuple(steps)} bytes")
-    strides = contiguous_strides(shape) if steps is None else tuple(step // dtype.bits.itemsize for step in steps)
+    strides = None if steps is None else _unless_contiguous(shape, [step // dtype.bits.itemsize for step in steps])
     address, read_only = interface["data"]
     # No stream, said by an interface that could name one: there is nothing to wait for. Older ones know no streams.
     stream = interface.get("stream")
@@ -149,16 +156,22 @@ def _view_of_interface(name: str, value: Any) -> GpuView:
     return GpuView(address or 0, shape, strides, dtype, not read_only, order, type(value).__name__)
 
 
+def _unless_contiguous(shape: tuple[int, ...], strides: Sequence[int]) -> tuple[int, ...] | None:
+    each = zip(shape, strides, contiguous_strides(shape), strict=True)
+    contiguous = 0 in shape or all(extent == 1 or stride == wanted for extent, stride, wanted in each)
+    return None if contiguous else tuple(strides)
+
+
 def gpu_to_host(name: str, value: Any) -> Array:
     """A numpy array with the elements of a contiguous array on a GPU, of its type; waits for what comes before."""
     view = gpu_view(name, value)
     assert view is not None
-    if not view.contiguous:
+    if view.strides is not None:
         raise InvalidArgumentError(f"{name}: expected a contiguous array, got strides {view.strides}")
     bits = np.empty(view.shape, view.dtype.bits)
     if bits.nbytes:
-        if view.order is not None:
-            view.order.synchronize()
+        if (order := view.order) is not None:
+            order.synchronize()
         Driver.load().gpu_of(view.address).copy_to_host(bits.ctypes.data, view.address, bits.nbytes)
     return as_array(bits, view.dtype, torch=False)
 

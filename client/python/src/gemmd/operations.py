@@ -88,9 +88,9 @@ def grouped_gemm(
     """D[rows of g] = A[rows of g] @ B[g].T for each group g. Exactly one argument says which rows are whose.
 
     Args:
-        a: [M, K], or [G, M_max, K] with masked_m: Quantized per (1, 128), or bfloat16.
+        a: [M, K], or [G, M_max, K] with masked_m: Quantized per (1, 128), or bfloat16, as for gemm.
         b: [G, N, K]: Quantized per (128, 128), or bfloat16 if a is.
-        offsets: [G + 1]: group g owns rows offsets[g] to offsets[g + 1]. No padding.
+        offsets: [G + 1]: group g owns rows offsets[g] to offsets[g + 1]; from 0 to M, no padding.
         row_index: [M]: the group of each row in ascending order, -1 for a padding row.
         aligned_ends: [G]: end row of each group; the next group starts at the next multiple of `alignment`.
         alignment: rows, for aligned_ends.
@@ -142,7 +142,7 @@ def grouped_gemm(
     shape = (*(_extent("a", a, axis, rank) for axis in range(rank - 1)), _extent("b", b, 1, 3))
     wanted = _result_dtype(a, dtype)
     rounded = out is None and wanted is DType.F32 and message.scaling != gemm_pb2.SCALING_NONE
-    result = _result(call, message, a, out, shape, DType.BF16 if rounded else wanted, partial=True)
+    result = _result(call, message, a, out, shape, DType.BF16 if rounded else wanted, partial=offsets is None)
     if rounded and _is_torch_on_gpu(a):
         assert call.take is not None
         call.take = _widened_on_gpu(call.take, _new_on_gpu(a, shape, DType.F32))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -92,7 +93,7 @@ class Result:
 
     @property
     def nbytes(self) -> int:
-        return 0 if self.in_place else int(np.prod(self.shape, dtype=np.int64)) * self.dtype.bits.itemsize
+        return 0 if self.in_place else math.prod(self.shape) * self.dtype.bits.itemsize
 
     def fetch(self, inline: bytes) -> Bits:
         """The elements, in the caller's array if it gave one. Requires: not in_place."""
@@ -121,7 +122,8 @@ class Call(Generic[R]):
     _scratch: list[HostRegion] = field(default_factory=list)
     _keep: list[Any] = field(default_factory=list)
     _on_gpu: list[tuple[str, Any, GpuView]] = field(default_factory=list)
-    _orders: list[Order] = field(default_factory=list)
+    # By GpuView.before.
+    _orders: dict[Any, Order] = field(default_factory=dict)
     _gpu_results: list[Any] = field(default_factory=list)
 
     def input(self, name: str, ref: Any, value: Any, *, dtype: DType | None = None) -> None:
@@ -186,8 +188,8 @@ class Call(Generic[R]):
         """Will refer to an array on a GPU: place() asks where, since that may take the broker."""
         self._keep.append(value)
         self._on_gpu.append((name, ref, view))
-        if self.context.synchronize and view.order is not None and view.order not in self._orders:
-            self._orders.append(view.order)
+        if self.context.synchronize and view.before not in self._orders and (order := view.order) is not None:
+            self._orders[view.before] = order
 
     def _slice(self, ref: Any, bits: Bits) -> bool:
         """Refers to the array where it lies, if that is a region."""
@@ -210,7 +212,7 @@ class Call(Generic[R]):
     def may_wait(self) -> bool:
         """Whether place() waits, for the GPU or for the broker."""
         new = any(not self.context.allocations.knows(view) for _, _, view in self._on_gpu)
-        return new or any(not order.query() for order in self._orders)
+        return new or any(not order.query() for order in self._orders.values())
 
     def place(self) -> None:
         """Copies what has to be copied, shares what is on a GPU, and waits for what was started there. Once, before the
@@ -225,9 +227,9 @@ class Call(Generic[R]):
             window = self.context.allocations.window(name, view)
             ref.slice.region_id = window.region_id
             ref.slice.offset = view.address - window.begin
-            if not view.contiguous:
+            if view.strides is not None:
                 ref.strides.extend(view.strides)
-        for order in self._orders:
+        for order in self._orders.values():
             order.synchronize()
         loads = any(result.load and not result.in_place for result in self._results)
         if not self.context.regions.shareable or (self.bytes_to_copy <= INLINE_BYTES and not loads):
@@ -292,6 +294,6 @@ def _part(region: HostRegion, ref: Any, offset: int, dtype: Any, shape: tuple[in
     """A stretch of a scratch region, which `ref` then refers to."""
     ref.slice.region_id = region.id
     ref.slice.offset = offset
-    byte_size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    byte_size = math.prod(shape) * dtype.itemsize
     part: Bits = region.bytes[offset : offset + byte_size].view(dtype).reshape(shape)
     return part
