@@ -58,7 +58,7 @@ ProcessWorkerPoolOptions PoolOptions(const ServerOptions& options, std::optional
          absl::StrCat("--kernel_cache_dir=", options.kernel_cache_dir),
          absl::StrCat("--merging=", options.merging ? "true" : "false"),
          absl::StrCat("--log_level=", options.log_level), absl::StrCat("--log_format=", options.log_format)});
-    if (options.spin_us == 0) pool.supervisor.workers.back().push_back("--spin_us=0");
+    if (options.spin_us >= 0) pool.supervisor.workers.back().push_back(absl::StrCat("--spin_us=", options.spin_us));
     if (loop_cpu) pool.supervisor.workers.back().push_back(absl::StrCat("--loop_cpu=", *loop_cpu));
   }
   return pool;

@@ -57,8 +57,8 @@ ABSL_FLAG(absl::Duration, worker_hang_timeout, gemmd::ServerOptions().worker_han
 ABSL_FLAG(
     int, spin_us, -1,
     "Microseconds for which threads that wait for a product, or for the network beside one on a GPU, poll at most; -1: "
-    "500 where gemmd may use 8 cores or more (affinity, cgroup), 100 where fewer, and then not for the network; 0, and "
-    "on one core: none polls, nor do the workers' loops.");
+    "500 where gemmd may use 8 cores or more (affinity, cgroup), 100 where fewer, and then not for the network; the "
+    "workers' loops 400. 0, and on one core: none polls.");
 ABSL_FLAG(
     std::string, warmup_manifest, "",
     "JSON file of shapes, the fields of gemmd.v1.WarmUpRequest: {\"shapes\": [{\"op\": \"DENSE\", \"scaling\": "

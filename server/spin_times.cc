@@ -9,8 +9,6 @@ namespace {
 // Where a core more or less does not matter, threads poll as long as a large product on a GPU takes.
 constexpr int kManyCores = 8;
 constexpr uint64_t kPatientSpinNanos = 500'000;
-// Within which a client that waits for its product sends the next request.
-constexpr uint64_t kNetworkPauseNanos = 200'000;
 
 }  // namespace
 
@@ -23,9 +21,7 @@ SpinTimes SpinTimesFor(int spin_us, int cores, bool on_gpu) {
   if (spin_us < 0 && cores < kManyCores) return times;
   times.completion_ns = spin_us < 0 ? kPatientSpinNanos : static_cast<uint64_t>(spin_us) * 1000;
   times.assist_ns = std::min(times.assist_ns, times.completion_ns);
-  if (!on_gpu) return times;
-  times.network_ns = times.completion_ns;
-  times.network_pause_ns = std::min(times.completion_ns, kNetworkPauseNanos);
+  if (on_gpu) times.network_ns = times.completion_ns;
   return times;
 }
 

@@ -16,9 +16,8 @@ struct SpinTimes {
   // thread that other requests could use, so no longer.
   uint64_t assist_ns = 50'000;
   // The thread that waits for the network (network_spin.h): after a job was submitted, and, for the client's next
-  // request, after one was completed.
+  // request, after one was completed. A client in Python takes some 300 us to send it.
   uint64_t network_ns = 0;
-  uint64_t network_pause_ns = 0;
 };
 
 // Of a process that may use so many cores. `spin_us`: the flag; -1: as the cores allow. On one core nobody polls, since

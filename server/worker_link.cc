@@ -320,7 +320,7 @@ bool WorkerLink::DrainRing() {
 }
 
 void WorkerLink::Complete(const JobCompletion& completion) {
-  if (options_.spins.network_pause_ns > 0) network_spin::KeepUntil(MonotonicNanos() + options_.spins.network_pause_ns);
+  if (options_.spins.network_ns > 0) network_spin::KeepUntil(MonotonicNanos() + options_.spins.network_ns);
   PendingJob job;
   if (!TakeJob(completion.job_id, job)) {
     unknown_job_.Log(spdlog::level::err, "worker completed a job that it was not given");

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <csignal>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <sys/stat.h>
@@ -92,6 +93,16 @@ TEST_F(GemmdTest, InfoNamesTheWorkers) {
     EXPECT_EQ(kill(worker.pid(), 0), 0);
   }
   EXPECT_EQ(info.broker_path(), daemon_->socket_path() + ".broker");
+}
+
+TEST_F(GemmdTest, WorkersPollForAsLongAsTheFlagSays) {
+  Start({.flags = {"--spin_us=30"}});
+  const std::vector<pid_t> workers = daemon_->WorkerPids();
+  ASSERT_EQ(workers.size(), 1u);
+  std::ifstream command(absl::StrCat("/proc/", workers[0], "/cmdline"));
+  std::vector<std::string> arguments;
+  for (std::string argument; std::getline(command, argument, '\0');) arguments.push_back(argument);
+  EXPECT_EQ(std::count(arguments.begin(), arguments.end(), "--spin_us=30"), 1);
 }
 
 TEST_F(GemmdTest, AdministrationIsNotTakenOverTcp) {

@@ -368,24 +368,13 @@ void AwaitThatNetworkIsNotPolled() {
 
 constexpr uint64_t kBriefPollNs = 300'000'000;
 
-TEST_F(WorkerLinkTest, TheNetworkIsPolledBesideAJob) {
+TEST_F(WorkerLinkTest, TheNetworkIsPolledBesideAJobAndAfterIt) {
   Start({.spins = {.network_ns = kBriefPollNs}});
   AwaitThatNetworkIsNotPolled();
   Outcome outcome;
   ASSERT_TRUE(Submit(1, outcome.ForJob()).ok());
   EXPECT_TRUE(NetworkIsPolled());
   AwaitThatNetworkIsNotPolled();
-  worker_->Complete(worker_->ReadJob().job_id);
-  EXPECT_TRUE(outcome.Wait().ok());
-  EXPECT_FALSE(NetworkIsPolled());
-}
-
-TEST_F(WorkerLinkTest, TheNetworkIsPolledForAPauseAfterAJob) {
-  Start({.spins = {.network_pause_ns = kBriefPollNs}});
-  AwaitThatNetworkIsNotPolled();
-  Outcome outcome;
-  ASSERT_TRUE(Submit(1, outcome.ForJob()).ok());
-  EXPECT_FALSE(NetworkIsPolled());
   worker_->Complete(worker_->ReadJob().job_id);
   EXPECT_TRUE(outcome.Wait().ok());
   EXPECT_TRUE(NetworkIsPolled());
