@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the READMEs show works as it stands, and so do the examples."""
 
+import json
 import os
 import pathlib
 import re
@@ -54,3 +55,17 @@ def test_the_moe_layer_on_a_gpu_says_what_it_needs():
         [sys.executable, example], stderr=subprocess.PIPE, text=True, timeout=120, check=False, env=environment)
     assert result.returncode == 2
     assert re.fullmatch(r"moe_torch: expected torch with CUDA, got .*\n", result.stderr)
+
+
+def test_the_benchmark_measures_every_part(daemon):
+    program = PACKAGE / "../../tests/bench/python_bench.py"
+    output = subprocess.check_output(
+        [sys.executable, program, f"--server={daemon.address}", "--repeats=3", "--m=16", "--n=128", "--k=256"],
+        timeout=120)
+    report = json.loads(output)
+    assert report["devices"] == ["cpu"] and report["round_trip_p50_us"] > 0
+    for result in report["results"]:
+        parts = [result[f"{part}_p50_us"] for part in ("request", "rpc", "result")]
+        assert all(part > 0 for part in parts) and result["total_p50_us"] > max(parts)
+        assert 0 < result["device_p50_us"] < result["rpc_p50_us"]
+    assert {"arrays", "region"} <= {result["operands"] for result in report["results"]}
