@@ -5,6 +5,7 @@
 Usage: compose_test.py BUILD_FOLDER
 """
 
+import functools
 import pathlib
 import re
 import subprocess
@@ -21,6 +22,20 @@ COMPOSE = DEPLOY / "compose"
 
 def load(path):
     return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def merged(*names):
+    """What compose makes of several files, one after the other: maps are joined, lists grow, except that a command is replaced."""
+    def join(base, more):
+        for key, value in more.items():
+            if isinstance(value, dict):
+                join(base.setdefault(key, {}), value)
+            elif isinstance(value, list) and key != "command":
+                base[key] = base.get(key, []) + value
+            else:
+                base[key] = value
+        return base
+    return functools.reduce(join, (load(COMPOSE / name) for name in names), {})
 
 
 def known_flags(program):
@@ -55,6 +70,24 @@ class ComposeTest(unittest.TestCase):
         for service in self.services.values():
             for port in service.get("ports", []):
                 self.assertTrue(port.startswith("127.0.0.1:"), port)
+
+    def test_mps_is_added_to_the_gpus(self):
+        alone = merged("compose.yaml", "gpu.yaml")["services"]
+        services = merged("compose.yaml", "gpu.yaml", "mps.yaml")["services"]
+        self.assertEqual([name for name in services if services[name] != alone.get(name)], ["gemmd"])
+        gemmd = services["gemmd"]
+        self.assertEqual(gemmd["ipc"], "host")
+        self.assertEqual([gemmd[key] for key in ("command", "deploy")], [alone["gemmd"][key] for key in ("command", "deploy")])
+        self.assertEqual(gemmd["volumes"][:-1], alone["gemmd"]["volumes"])
+        # In a folder that compose made would be no control daemon, and CUDA would go on without MPS.
+        folder = gemmd["environment"]["CUDA_MPS_PIPE_DIRECTORY"]
+        self.assertEqual(gemmd["volumes"][-1], {"type": "bind", "source": folder, "target": folder, "bind": {"create_host_path": False}})
+
+    def test_mps_is_in_the_folder_that_kubernetes_and_systemd_name(self):
+        folder = merged("mps.yaml")["services"]["gemmd"]["environment"]["CUDA_MPS_PIPE_DIRECTORY"]
+        pod = load(DEPLOY / "kubernetes/mps/pod.yaml")["spec"]["template"]["spec"]
+        self.assertEqual([volume["hostPath"]["path"] for volume in pod["volumes"]], [folder])
+        self.assertIn(f"CUDA_MPS_PIPE_DIRECTORY={folder}\n", (DEPLOY / "systemd/mps.conf").read_text(encoding="utf-8"))
 
     def test_prometheus_scrapes_where_gemmd_listens(self):
         config = load(DEPLOY / "prometheus/prometheus.yaml")

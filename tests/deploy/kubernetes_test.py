@@ -156,7 +156,12 @@ class KubernetesTest(unittest.TestCase):
 
     def test_the_mps_component_mounts_the_pipe_folder_that_it_names(self):
         for overlay in ("node", "remote"):
-            container = manifests.workload(manifests.render(overlay, "mps"))["spec"]["template"]["spec"]["containers"][0]
+            objects = manifests.render(overlay, "mps")
+            pod = manifests.workload(objects)["spec"]["template"]["spec"]
+            namespace = next(item for item in objects if item["kind"] == "Namespace")
+            self.assertTrue(pod["hostIPC"])
+            self.assertEqual(namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "privileged")
+            container = pod["containers"][0]
             named = next(item["value"] for item in container["env"] if item["name"] == "CUDA_MPS_PIPE_DIRECTORY")
             self.assertIn(named, [mount["mountPath"] for mount in container["volumeMounts"]])
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The systemd unit is one that systemd understands, is confined, and fits the flags of gemmd.
+"""The systemd unit, alone and with its drop-in, is one that systemd understands, is confined, and fits the flags of gemmd.
 
 Usage: systemd_test.py BUILD_FOLDER
 """
@@ -29,6 +29,13 @@ def seconds(text):
     return int(number) * {"s": 1, "min": 60}[unit]
 
 
+def service_section(text):
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    parser.optionxform = str
+    parser.read_string(text)
+    return parser["Service"]
+
+
 class SystemdTest(unittest.TestCase):
     def setUp(self):
         self.folder = tempfile.TemporaryDirectory()
@@ -37,10 +44,13 @@ class SystemdTest(unittest.TestCase):
         self.unit = pathlib.Path(self.folder.name, "gemmd.service")
         # Verification looks for the programs where the unit says that they are.
         self.unit.write_text(self.text.replace("/usr/bin/", f"{BUILD}/bin/"), encoding="utf-8")
-        parser = configparser.ConfigParser(interpolation=None, strict=False)
-        parser.optionxform = str
-        parser.read_string(self.text)
-        self.service = parser["Service"]
+        self.service = service_section(self.text)
+        self.mps_text = (SYSTEMD / "mps.conf").read_text(encoding="utf-8")
+
+    def add_mps(self, text):
+        folder = pathlib.Path(f"{self.unit}.d")
+        folder.mkdir()
+        (folder / "mps.conf").write_text(text, encoding="utf-8")
 
     def test_systemd_finds_nothing_wrong_in_the_unit(self):
         result = run("systemd-analyze", "verify", "--man=no", str(self.unit))
@@ -53,6 +63,27 @@ class SystemdTest(unittest.TestCase):
     def test_the_service_is_confined(self):
         result = run("systemd-analyze", "security", "--offline=true", f"--threshold={MOST_EXPOSURE}", str(self.unit))
         self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+
+    def test_systemd_finds_nothing_wrong_in_the_unit_with_mps(self):
+        self.add_mps(self.mps_text)
+        result = run("systemd-analyze", "verify", "--man=no", str(self.unit))
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+
+    def test_systemd_finds_something_wrong_in_a_wrong_drop_in(self):
+        self.add_mps(self.mps_text.replace("ReadWritePaths=/run", "ReadWritePaths=run"))
+        self.assertIn("run/nvidia-mps", run("systemd-analyze", "verify", "--man=no", str(self.unit)).stderr)
+
+    def test_the_service_is_confined_with_mps(self):
+        self.add_mps(self.mps_text)
+        result = run("systemd-analyze", "security", "--offline=true", f"--threshold={MOST_EXPOSURE}", str(self.unit))
+        self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+
+    def test_the_service_reaches_the_folder_of_mps(self):
+        mps = service_section(self.mps_text)
+        name, folder = mps["Environment"].split("=")
+        self.assertEqual((name, mps["ReadWritePaths"]), ("CUDA_MPS_PIPE_DIRECTORY", folder))
+        # What the unit hides: PrivateTmp and ProtectHome.
+        self.assertFalse(re.match(r"/(tmp|var/tmp|home|root|run/user)(/|$)", folder), folder)
 
     def test_flags_of_the_unit_are_flags_of_the_programs(self):
         for command in (self.service["ExecStart"], self.service["ExecStartPost"]):

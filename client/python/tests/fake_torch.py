@@ -5,6 +5,7 @@ What is asked of torch, and in which order, can so be tested without torch and w
 """
 
 import ctypes
+import threading
 import types
 
 import numpy as np
@@ -178,8 +179,10 @@ def make():
     made.empty, made.zeros, made.from_dlpack = empty, zeros, from_dlpack
     made.allocators = [Allocator(0), Allocator(1)]
     streams = [Stream(), Stream()]
+    thread = threading.local()  # `thread.stream`: its current stream, if it is a side stream.
     made.cuda = types.SimpleNamespace(
-        streams=streams, current_stream=lambda place: streams[place.index], current_device=lambda: 0)
+        streams=streams, thread=thread, current_device=lambda: 0, is_available=lambda: True,
+        current_stream=lambda place: getattr(thread, "stream", streams[place.index]))
     global module
     module = made
     return made

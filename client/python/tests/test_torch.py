@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch CUDA tensors as operands and results, on the fake CUDA driver, fake workers and a torch that is a fake too."""
 
+import asyncio
 import gc
 import sys
 import time
@@ -45,6 +46,23 @@ def test_results_of_torch_cuda_tensors_are_torch_cuda_tensors(gpu_client, torch)
         assert {resident.data.device, resident.scales.device} == {GPUS[gpu]}
         assert is_filled(gpu_client.gemm(a, resident))
     assert gpu_client.info().regions == regions + 2  # One for each allocation, however many tensors are in it.
+
+
+def test_asyncio_waits_for_the_stream_that_is_current_where_it_is_called(gpu_daemon, fake_cuda, torch):
+    async def run():
+        a, b = cuda_operands(torch)
+        async with gemmd.aio.connect(gpu_daemon.address) as client:
+            async def awaited(call):
+                torch.cuda.thread.stream = side = fake_torch.Stream()
+                value = await call()
+                assert side.done
+                return value
+
+            tensor = await awaited(lambda: client.put(b.data))
+            await awaited(lambda: client.write(tensor, b.data))
+            await awaited(lambda: client.read(tensor, out=b.data))
+            await awaited(lambda: client.gemm(a, b))
+    asyncio.run(run())
 
 
 def test_grouped_results_have_zeros_where_no_group_is(gpu_client, torch):

@@ -274,8 +274,8 @@ class Client(Connection):
             return Quantized(data, scales, x.block)
         memory, kind = connection.stored(x, dtype)
         if isinstance(memory, GpuView):
-            create = connection.create_request
-            request = await asyncio.to_thread(create, self._context, memory, kind, name, shared)
+            create, view = connection.create_request, memory.ordered_here()
+            request = await asyncio.to_thread(create, self._context, view, kind, name, shared)
             return tensors.from_message(await self._call(self._tensors.Create, request, timeout))
         request = connection.create_request(self._context, memory, kind, name, shared)
         tensor = tensors.from_message(await self._call(self._tensors.Create, request, timeout))
@@ -292,7 +292,8 @@ class Client(Connection):
         if memory.nbytes == 0:
             return
         if isinstance(memory, GpuView):
-            request = await asyncio.to_thread(connection.slice_request, self._context, tensor, offset, memory)
+            view = memory.ordered_here()
+            request = await asyncio.to_thread(connection.slice_request, self._context, tensor, offset, view)
         else:
             request = connection.slice_request(self._context, tensor, offset, memory)
         if request is not None:
@@ -318,7 +319,7 @@ class Client(Connection):
 
     async def read(self, tensor: Tensor, *, out: Array | None = None, timeout: float | None = None) -> Array:
         """As gemmd.Client.read."""
-        bits = connection.read_target(tensor, out)
+        bits, view = connection.read_target(tensor, out), connection.gpu_target(out)
         flat = connection.flat_bytes(bits)
         request = tensors_pb2.ReadTensorRequest(tensor_id=tensor.id)
         self._session.check()
@@ -329,9 +330,9 @@ class Client(Connection):
                 flat[chunk.offset : chunk.offset + len(chunk.data)] = np.frombuffer(chunk.data, np.uint8)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
-        if out is None or not is_gpu_array(out):
-            return connection.read_value(tensor, bits, out)
-        return await asyncio.to_thread(connection.read_value, tensor, bits, out)
+        if view is None:
+            return connection.read_value(tensor, bits, out, None)
+        return await asyncio.to_thread(connection.read_value, tensor, bits, out, view)
 
     async def tensor(self, key: int | str) -> Tensor:
         """As gemmd.Client.tensor."""
@@ -398,6 +399,11 @@ class Client(Connection):
             raise
 
 
+async def _off_loop(compute: Callable[[Any], Any], x: Any) -> Any:
+    """`compute` of an array, which takes a while on the host; on a GPU it only starts, on the stream of this thread."""
+    return compute(x) if is_gpu_array(x) else await asyncio.to_thread(compute, x)
+
+
 class Linear(LinearLayer):
     """gemmd.Linear for asyncio: ``layer = await Linear.create(client, weight)``, then ``y = await layer(x)``."""
 
@@ -411,7 +417,7 @@ class Linear(LinearLayer):
         client: Client, weight: Any, bias: Array | None = None, *, name: str = "", shared: bool = False
     ) -> Linear:
         """Stores the weight; arguments and errors as for gemmd.Linear."""
-        quantized = await asyncio.to_thread(quantized_weight, weight)
+        quantized = await _off_loop(quantized_weight, weight)
         LinearLayer(quantized, bias)  # Checks before anything is stored.
         owned = not is_resident(quantized)
         if owned:
@@ -420,7 +426,7 @@ class Linear(LinearLayer):
 
     async def __call__(self, x: Array, *, timeout: float | None = None, priority: int = 0) -> Array:
         """As gemmd.Linear."""
-        rows = await asyncio.to_thread(self._rows, x)
+        rows = await _off_loop(self._rows, x)
         d = await self._client.gemm(rows, self._weight, dtype="float32", timeout=timeout, priority=priority)
         return self._result(d, x)
 

@@ -362,7 +362,7 @@ class Client(Connection):
                 flat[chunk.offset : chunk.offset + len(chunk.data)] = np.frombuffer(chunk.data, np.uint8)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
-        return connection.read_value(tensor, bits, out)
+        return connection.read_value(tensor, bits, out, connection.gpu_target(out))
 
     def tensor(self, key: int | str) -> Tensor:
         """The tensor of this id or shared name. Raises NotFoundError."""

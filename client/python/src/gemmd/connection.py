@@ -245,11 +245,16 @@ def read_target(tensor: Tensor, out: Array | None) -> Bits:
     return memory
 
 
-def read_value(tensor: Tensor, bits: Bits, out: Array | None) -> Array:
-    """What reading gives, once `bits` of read_target has it all; copies it to an `out` on a GPU."""
+def gpu_target(out: Array | None) -> GpuView | None:
+    """An `out` on a GPU, as the caller's thread sees it."""
+    view = None if out is None else gpu_view("out", out)
+    return None if view is None else view.ordered_here()
+
+
+def read_value(tensor: Tensor, bits: Bits, out: Array | None, view: GpuView | None) -> Array:
+    """What reading gives, once `bits` of read_target has it all; copies it to an `out` on a GPU, `view`. Any thread."""
     if out is None:
         return as_array(bits, tensor.dtype, torch=False)
-    view = gpu_view("out", out)
     if view is not None and view.nbytes:
         if (order := view.order) is not None:
             order.synchronize()

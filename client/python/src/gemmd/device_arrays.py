@@ -89,10 +89,16 @@ class GpuView(NamedTuple):
     @property
     def order(self) -> Order | None:
         """What `before` means on this thread. Streams of torch take a while, so for arrays of one device ask once."""
-        if self.before is None or isinstance(self.before, DriverOrder):
-            return self.before
-        stream: Order = sys.modules["torch"].cuda.current_stream(self.before)
-        return stream
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(self.before, torch.device):
+            stream: Order = torch.cuda.current_stream(self.before)
+            return stream
+        order: Order | None = self.before
+        return order
+
+    def ordered_here(self) -> GpuView:
+        """The same, with the order that it has on this thread, for use on another."""
+        return self._replace(before=self.order)
 
 
 def locate(name: str, value: Any) -> tuple[GpuView | Bits, DType]:

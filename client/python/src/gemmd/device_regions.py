@@ -110,7 +110,8 @@ def device_uuid(device: object) -> str:
     if index:
         return Driver.load().uuid(int(index))
     torch = sys.modules.get("torch")
-    return Driver.load().uuid(torch.cuda.current_device() if torch is not None else 0)
+    ordinal = torch.cuda.current_device() if torch is not None and torch.cuda.is_available() else 0
+    return Driver.load().uuid(ordinal)
 
 
 def create_pool(regions: Regions, byte_size: int, device: object) -> DeviceRegion:
