@@ -12,6 +12,7 @@
 #include "client/client_session.h"
 #include "client/device_region.h"
 #include "client/gpu.h"
+#include "client/gpu_order.h"
 #include "client/host_region.h"
 #include "client/operations.h"
 #include "client/run_stream.h"
@@ -58,6 +59,9 @@ struct ConnectOptions {
   // never. Not set: 500 us where this process may use 8 cores or more, so that a product of 200 us ends without a late
   // wake.
   std::optional<absl::Duration> spin = {};
+  // Calls that name memory on a GPU wait, before they are sent, for all that this process has started on that GPU:
+  // operands are then what its kernels make of them. False: whoever makes the calls sees to that.
+  bool synchronize = true;
 };
 
 struct CallOptions {
@@ -116,7 +120,8 @@ class Client {
 
   // The same for a request made by ToRequest.
   absl::StatusOr<v1::RunResponse> Run(const v1::RunRequest& request, CallOptions options = {});
-  // Returns at once; `callback` comes on a thread of gRPC and must not block.
+  // Returns as soon as the call is sent; `callback` comes on a thread of gRPC and must not block. (On this thread, with
+  // INTERNAL, if waiting for the GPU of its operands failed.)
   void RunAsync(v1::RunRequest request, CallOptions options, RunCallback callback);
   // Pipelined operations.
   std::unique_ptr<RunStream> OpenStream(StreamOptions options = {});
@@ -171,6 +176,7 @@ class Client {
   Client(std::shared_ptr<grpc::Channel> channel, std::shared_ptr<ClientSession> session, ConnectOptions options);
 
   std::function<void()> CloserOf(uint64_t region_id) const;
+  void AwaitBeforeCalls(uint64_t region_id, std::shared_ptr<const Gpu> gpu) const;
   void Prepare(const CallOptions& options, grpc::ClientContext* context) const;
   absl::StatusOr<v1::Tensor> CreateTensor(const v1::CreateTensorRequest& request);
   absl::StatusOr<v1::Tensor> GetTensor(const v1::GetTensorRequest& request);
@@ -178,6 +184,7 @@ class Client {
   const ConnectOptions options_;
   const std::shared_ptr<grpc::Channel> channel_;
   const std::shared_ptr<ClientSession> session_;
+  const std::shared_ptr<GpuOrder> order_ = std::make_shared<GpuOrder>();
   const std::unique_ptr<v1::Gemm::Stub> gemm_;
   const std::unique_ptr<v1::Tensors::Stub> tensors_;
   const std::unique_ptr<v1::Admin::Stub> admin_;

@@ -23,9 +23,9 @@
 
 namespace gemmd {
 
-// Move-only; closed by the destructor. A kernel or copy of this process that writes operands must be done before the
-// call that names them (Gpu::Synchronize, or its stream's); a result is there when the call has returned. Thread-safe
-// otherwise (all members are const).
+// Move-only; closed by the destructor. A call that names it waits for what this process has started on the GPU before
+// it (ConnectOptions::synchronize); while it runs, kernels of this process must leave its operands alone. A result is
+// there when the call has returned. Thread-safe (all members are const).
 class DeviceRegion {
  public:
   // Where the memory is: one of the three.

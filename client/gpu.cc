@@ -135,9 +135,10 @@ absl::Status Gpu::Map(GpuAllocation* allocation, uint64_t mapped_bytes) const {
 void Gpu::Free(const GpuAllocation& allocation) const {
   const Current current(*this);
   if (allocation.handle_ == 0 && allocation.reserved_bytes_ == 0) {
-    if (allocation.address_ != 0) driver_->free(allocation.address_);
+    if (allocation.address_ != 0) driver_->free(allocation.address_);  // Waits for kernels under way by itself.
     return;
   }
+  if (allocation.mapped_) driver_->context_synchronize();
   if (allocation.mapped_) driver_->unmap(allocation.address_, allocation.reserved_bytes_);
   if (allocation.reserved_bytes_ > 0) driver_->address_free(allocation.address_, allocation.reserved_bytes_);
   driver_->memory_release(allocation.handle_);
@@ -167,7 +168,7 @@ absl::StatusOr<IpcMemory> Gpu::Describe(const void* address, uint64_t byte_size)
     return absl::FailedPreconditionError(absl::StrCat(
         driver_->StatusOf(result, "address: no legacy IPC handle").message(),
         "; expected memory of cudaMalloc. Memory of cuMemCreate (PyTorch with expandable_segments) and of memory pools "
-        "has none: share it by its descriptor, or use a pool of gemmd"));
+        "has none: use memory of Client::CreateDeviceRegion, or a pool of gemmd"));
   }
   std::memcpy(ipc.handle, handle.bytes, sizeof(ipc.handle));
   ipc.pid = getpid();

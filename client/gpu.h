@@ -55,8 +55,8 @@ class Gpu : public std::enable_shared_from_this<Gpu> {
   absl::Status CopyToGpu(void* gpu, const void* host, uint64_t byte_size) const;
   absl::Status CopyToHost(void* host, const void* gpu, uint64_t byte_size) const;
 
-  // Waits for all that this process has started on the GPU. gemmd reads and writes shared memory when a call comes,
-  // whatever this process's streams do: work that writes operands must be done before.
+  // Waits for all that this process has started on the GPU. Client's calls do so for the GPUs of their operands, unless
+  // told not to (ConnectOptions::synchronize).
   absl::Status Synchronize() const;
 
  private:
@@ -75,7 +75,8 @@ class Gpu : public std::enable_shared_from_this<Gpu> {
   cuda::Context context_ = nullptr;
 };
 
-// Memory on a GPU; freed, or unmapped if it was imported, by the destructor. Move-only.
+// Memory on a GPU; freed, or unmapped if it was imported, by the destructor, after all that this process has started on
+// the GPU. Move-only.
 class GpuAllocation {
  public:
   GpuAllocation() = default;

@@ -10,10 +10,12 @@
 
 namespace gemmd {
 
-RunStream::RunStream(std::unique_ptr<Reactor> reactor) : reactor_(std::move(reactor)) {}
+RunStream::RunStream(std::unique_ptr<Reactor> reactor, std::shared_ptr<const GpuOrder> order)
+    : reactor_(std::move(reactor)), order_(std::move(order)) {}
 RunStream::~RunStream() = default;
 
 absl::Status RunStream::Submit(v1::RunRequest request, RunCallback callback) {
+  if (absl::Status status = order_->Await(request); !status.ok()) return status;
   return reactor_->Submit(std::move(request), std::move(callback));
 }
 

@@ -4,6 +4,7 @@
 #ifndef GEMMD_CLIENT_RUN_STREAM_H_
 #define GEMMD_CLIENT_RUN_STREAM_H_
 
+#include "client/gpu_order.h"
 #include "gemmd/v1/gemm.grpc.pb.h"
 
 #include "absl/status/status.h"
@@ -30,9 +31,10 @@ class RunStream {
   RunStream(const RunStream&) = delete;
   RunStream& operator=(const RunStream&) = delete;
 
-  // Sends one operation; chooses its request_id. RunRequest::timeout_us bounds its wait in the queue.
+  // Sends one operation; chooses its request_id. RunRequest::timeout_us bounds its wait in the queue. Waits for the
+  // GPU that operands are on (ConnectOptions::synchronize).
   // Errors (the callback is then never called): RESOURCE_EXHAUSTED (max_in_flight), FAILED_PRECONDITION (after Close),
-  // or the status with which the stream broke.
+  // the status with which the stream broke, or INTERNAL (waiting for the GPU).
   absl::Status Submit(v1::RunRequest request, RunCallback callback);
 
   // Waits until all operations are answered, then ends the stream. Gives the stream's status. Later calls give the
@@ -42,9 +44,10 @@ class RunStream {
  private:
   friend class Client;
   class Reactor;
-  explicit RunStream(std::unique_ptr<Reactor> reactor);
+  RunStream(std::unique_ptr<Reactor> reactor, std::shared_ptr<const GpuOrder> order);
 
   const std::unique_ptr<Reactor> reactor_;
+  const std::shared_ptr<const GpuOrder> order_;
 };
 
 }  // namespace gemmd

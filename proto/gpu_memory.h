@@ -5,6 +5,8 @@
 #ifndef GEMMD_PROTO_GPU_MEMORY_H_
 #define GEMMD_PROTO_GPU_MEMORY_H_
 
+#include "absl/status/status.h"
+
 #include <cstdint>
 #include <type_traits>
 
@@ -35,6 +37,13 @@ static_assert(sizeof(IpcMemory) == 96 && std::is_trivially_copyable_v<IpcMemory>
 
 // The inode of this process's PID namespace; 0 if /proc is not mounted.
 uint64_t PidNamespace();
+
+// FAILED_PRECONDITION if the memory's owner has the number of this process, which is to open it, in another PID
+// namespace.
+absl::Status CheckOwner(const IpcMemory& ipc);
+
+// What is wrong then, and what helps.
+absl::Status SamePidNumber();
 
 }  // namespace gemmd
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // How much memory of a GPU is in use, by any process, as its driver says at this moment (the daemon's own metric is up
-// to a second old). Used by gpu_memory_bench.
+// to a second old). Used by gpu_memory_bench and fault tests.
 #ifndef GEMMD_TESTS_BENCH_DEVICE_MEMORY_METER_H_
 #define GEMMD_TESTS_BENCH_DEVICE_MEMORY_METER_H_
 

@@ -224,10 +224,27 @@ Json MeasureAll(testing::Daemon& daemon) {
   return document;
 }
 
+// Right products; the same descriptors, mappings and memory of the GPU after all registrations; memory of the dead back
+// in time.
 bool AllRight(const Json& document) {
-  if (!document.contains("latency")) return true;
-  const Json& results = document["latency"]["results"];
-  return std::all_of(results.begin(), results.end(), [](const Json& r) { return r.value("check", "ok") == "ok"; });
+  const auto all = [&](const char* part, const std::function<bool(const Json&)>& right) {
+    if (!document.contains(part)) return true;
+    const Json& results = document[part]["results"];
+    return std::all_of(results.begin(), results.end(), right);
+  };
+  const auto held = [](const Json& process) { return std::pair(process["descriptors"], process["shared_mappings"]); };
+  return all("latency", [](const Json& r) { return r.value("check", "ok") == "ok"; }) &&
+         all("register",
+             [&](const Json& r) {
+               const Json& before = r["before"];
+               const Json& after = r["after"];
+               return held(before["gemmd"]) == held(after["gemmd"]) &&
+                      held(before["client"]) == held(after["client"]) &&
+                      held(before["workers"][0]) == held(after["workers"][0]) &&
+                      after["regions"] == before["regions"] &&
+                      after["gpu_used_bytes"].get<int64_t>() <= before["gpu_used_bytes"].get<int64_t>() + kMemorySlack;
+             }) &&
+         all("death", [](const Json& r) { return r["left_after_1s_max_bytes"].get<int64_t>() <= kMemorySlack; });
 }
 
 }  // namespace
@@ -241,5 +258,5 @@ int main(int argc, char** argv) {
   const auto daemon = gemmd::ValueOrDie(gemmd::testing::Daemon::Start({.flags = flags}), "gemmd");
   const auto document = gemmd::MeasureAll(*daemon);
   std::printf("%s\n", document.dump(2).c_str());
-  return gemmd::AllRight(document) ? 0 : 1;  // A wrong product is no measurement.
+  return gemmd::AllRight(document) ? 0 : 1;  // What is wrong is no measurement.
 }

@@ -5,14 +5,17 @@
 #include "gpu/cuda/cuda_device.h"
 
 #include "gpu/cpu/quantize.h"
+#include "gpu/cuda/cuda_memory.h"
 #include "proto/element_type.h"
 #include "proto/shared_memory.h"
 
 #include "absl/synchronization/mutex.h"
 #include "gtest/gtest.h"
+#include <cuda.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <dlfcn.h>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -409,6 +412,25 @@ TEST_F(CudaDeviceTest, TooLargeAnAllocationIsRefusedAndTheNextOneSucceeds) {
   EXPECT_TRUE(absl::IsResourceExhausted(device_->Allocate(uint64_t{1} << 40).status()));
   EXPECT_TRUE(device_->Allocate(1 << 20).ok());
   EXPECT_TRUE(device_->Healthy().ok());
+}
+
+// The driver says what kernels may do there.
+TEST_F(CudaDeviceTest, MemoryThatIsLentForReadingIsMappedSo) {
+  const auto access = reinterpret_cast<decltype(&cuMemGetAccess)>(
+      dlsym(dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD), "cuMemGetAccess"));
+  ASSERT_NE(access, nullptr);
+  const auto allocation = device_->Allocate(4096);
+  ASSERT_TRUE(allocation.ok()) << allocation.status();
+  const CUmemLocation location{CU_MEM_LOCATION_TYPE_DEVICE, 0};
+  for (const auto& [asked, expected] : {std::pair(Access::kReadOnly, CU_MEM_ACCESS_FLAGS_PROT_READ),
+                                        std::pair(Access::kReadWrite, CU_MEM_ACCESS_FLAGS_PROT_READWRITE)}) {
+    const auto memory = device_->Map({RegionKind::kDevice, asked, 4096}, allocation->fd.Duplicate());
+    ASSERT_TRUE(memory.ok()) << memory.status();
+    const char* const address = dynamic_cast<const CudaMemory&>(**memory).address();
+    unsigned long long flags = 0;
+    ASSERT_EQ(access(&flags, &location, reinterpret_cast<CUdeviceptr>(address)), CUDA_SUCCESS);
+    EXPECT_EQ(flags, static_cast<unsigned long long>(expected));
+  }
 }
 
 TEST_F(CudaDeviceTest, AMemfdIsNotATensor) {

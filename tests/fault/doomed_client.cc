@@ -3,21 +3,27 @@
 //
 // Usage: gemmd-doomed-client ADDRESS STAGE [NAME], with STAGE one of session, region, region_no_reply, shared_memory
 // (NAME: of the object), tensor, half_written, half_content, reading, unary, stream, deaf_stream, half_message, pool,
-// device, device_ipc (NAME: MiB of memory).
+// device, device_ipc, busy_pool, busy_device, busy_device_ipc (NAME: MiB of memory; busy: products in flight), exporter
+// (NAME: file; prints the IpcMemory, in hex, of memory that holds it).
 #include "client/client.h"
 #include "client/problem.h"
 #include "proto/broker.h"
 #include "proto/message_socket.h"
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <sys/socket.h>
@@ -109,17 +115,31 @@ std::shared_ptr<Gpu> ServedGpu(Client* client) {
   std::exit(1);
 }
 
-// `byte_size` bytes of memory on a device, one product in them, and nothing in flight.
-[[noreturn]] void OnDevice(Client* client, const std::string& stage, uint64_t byte_size) {
-  constexpr int64_t kM = 64, kN = 128, kK = 128;
-  constexpr uint64_t kA = 0, kB = kA + kM * kK, kSfa = kB + kN * kK, kSfb = kSfa + kM * sizeof(float);
+// Products of the same operands into one place, one after another without an end.
+void RunForever(Client* client, const v1::RunRequest& request) {
+  client->RunAsync(request, {},
+                   [client, request](const absl::StatusOr<v1::RunResponse>&) { RunForever(client, request); });
+}
+
+// `byte_size` bytes of memory on a device, and a product in them. `busy`: more of them follow, some of which are in
+// flight when the client is killed; otherwise nothing is.
+[[noreturn]] void OnDevice(Client* client, const std::string& kind, uint64_t byte_size, bool busy) {
+  constexpr int kSlots = 4;
+  const bool large = byte_size >= uint64_t{256} << 20;  // 100 us on an H100.
+  const int64_t m = large ? 4096 : 64;
+  const int64_t n = large ? 4096 : 128;
+  const int64_t k = large ? 4096 : 128;
+  const auto b = static_cast<uint64_t>(m * k);
+  const uint64_t sfa = b + static_cast<uint64_t>(n * k);
+  const uint64_t sfb = sfa + sizeof(float) * static_cast<uint64_t>(m * (k / 128));
+  const uint64_t d_bytes = sizeof(uint16_t) * static_cast<uint64_t>(m * n);
   GpuAllocation legacy;
   DeviceRegion region;
-  if (stage == "pool") {
+  if (kind == "pool") {
     region = ValueOrDie(client->CreatePool(byte_size));
   } else {
     const std::shared_ptr<Gpu> gpu = ServedGpu(client);
-    if (stage == "device") {
+    if (kind == "device") {
       region = ValueOrDie(client->CreateDeviceRegion(gpu, byte_size));
     } else {
       legacy = ValueOrDie(gpu->AllocateLegacy(byte_size));
@@ -128,12 +148,29 @@ std::shared_ptr<Gpu> ServedGpu(Client* client) {
   }
   // Memory that nobody has written need not be there, where the GPU is a fake or the CPU.
   if (!region.Write(0, std::vector<std::byte>(byte_size)).ok()) std::exit(1);
-  ValueOrDie(client->Dense({.a = region.View(kA, DType::kE4m3, {kM, kK}),
-                            .sfa = region.View(kSfa, DType::kF32, {kM, 1}),
-                            .b = region.View(kB, DType::kE4m3, {kN, kK}),
-                            .sfb = region.View(kSfb, DType::kF32, {1, 1}),
-                            .d = region.View(byte_size / 2, DType::kBf16, {kM, kN})}));
-  WaitToBeKilled(stage);
+  for (uint64_t slot = 0; slot < kSlots; ++slot) {
+    const DenseCall call{.a = region.View(0, DType::kE4m3, {m, k}),
+                         .sfa = region.View(sfa, DType::kF32, {m, k / 128}),
+                         .b = region.View(b, DType::kE4m3, {n, k}),
+                         .sfb = region.View(sfb, DType::kF32, {n / 128, k / 128}),
+                         .d = region.View(byte_size / 2 + slot * d_bytes, DType::kBf16, {m, n})};
+    ValueOrDie(client->Dense(call));
+    if (busy) RunForever(client, ToRequest(call));
+  }
+  WaitToBeKilled(kind);
+}
+
+[[noreturn]] void Exporter(Client* client, const std::string& file) {
+  std::ifstream stream(file, std::ios::binary);
+  const std::string content((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+  const std::shared_ptr<Gpu> gpu = ServedGpu(client);
+  const GpuAllocation memory = ValueOrDie(gpu->AllocateLegacy(std::max<uint64_t>(content.size(), kGpuGranule)));
+  if (!gpu->CopyToGpu(memory.data(), content.data(), content.size()).ok()) std::exit(1);
+  const IpcMemory ipc = ValueOrDie(gpu->Describe(memory.data(), content.size()));
+  const absl::string_view bytes(reinterpret_cast<const char*>(&ipc), sizeof(ipc));
+  std::printf("%s\n", absl::BytesToHexString(bytes).c_str());
+  std::fflush(stdout);
+  for (;;) pause();
 }
 
 std::unique_ptr<Problem> LongProblem(Client* client, Transport transport) {
@@ -159,10 +196,13 @@ void Run(const std::string& address, const std::string& stage, const std::string
     WaitToBeKilled(stage);
   }
   if (stage == "half_content") HalfContent(client.get());
-  if (stage == "pool" || stage == "device" || stage == "device_ipc") {
+  if (stage == "exporter") Exporter(client.get(), name);
+  absl::string_view kind = stage;
+  const bool busy = absl::ConsumePrefix(&kind, "busy_");
+  if (kind == "pool" || kind == "device" || kind == "device_ipc") {
     uint64_t mebibytes = 0;
     if (!absl::SimpleAtoi(name, &mebibytes) || mebibytes == 0) std::exit(2);
-    OnDevice(client.get(), stage, mebibytes << 20);
+    OnDevice(client.get(), std::string(kind), mebibytes << 20, busy);
   }
   if (stage == "tensor" || stage == "half_written" || stage == "reading") {
     const v1::Tensor tensor = ValueOrDie(client->CreateTensor({.dtype = DType::kU8, .shape = {32 << 20}}));

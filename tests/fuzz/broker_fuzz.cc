@@ -48,7 +48,7 @@ UniqueFd Connect(const std::string& path) {
 // False once the broker has hung up.
 bool Exchange(const World& world, int socket, uint8_t kind, absl::Span<const std::byte> message) {
   const int descriptors[] = {-1, world.sealed.get(), world.other.get(), -1};
-  if (!SendMessage(socket, message, descriptors[kind / 4 % 4]).ok()) return false;
+  if (!SendMessage(socket, message, descriptors[kind / 8 % 4]).ok()) return false;
   const absl::StatusOr<ReceivedMessage> received = ReceiveMessage(socket);
   if (!received.ok()) return false;
   BrokerReply reply;
@@ -72,7 +72,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     data += 2;
     size -= 2;
     gemmd::BrokerRequest request;
-    request.type = static_cast<gemmd::BrokerRequestType>(kind % 4);
+    request.type = static_cast<gemmd::BrokerRequestType>(kind % 8);
     request.byte_size = gemmd::kPage;
     std::byte bytes[256] = {};
     std::memcpy(bytes, &request, sizeof(request));

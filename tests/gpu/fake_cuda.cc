@@ -50,7 +50,8 @@ struct Driver {
   std::map<Address, Range> ranges;
   std::map<MemoryHandle, uint64_t> handles;  // Descriptor + 1, and size.
   int contexts[kGpus] = {};                  // Retained.
-  uint64_t buffer_ids = 0;                   // Given so far.
+  int waits[kGpus] = {};
+  uint64_t buffer_ids = 0;  // Given so far.
 };
 
 Driver& State() {
@@ -145,7 +146,18 @@ int cuCtxPopCurrent_v2(Context* context) {
   return kSuccess;
 }
 
-int cuCtxSynchronize() { return CurrentDevice() < 0 ? kInvalidContext : kSuccess; }
+int cuCtxSynchronize() {
+  if (CurrentDevice() < 0) return kInvalidContext;
+  const std::lock_guard<std::mutex> lock(State().mutex);
+  ++State().waits[CurrentDevice()];
+  return kSuccess;
+}
+
+// Not the driver's: how often cuCtxSynchronize waited for a device.
+int FakeCudaWaits(int device) {
+  const std::lock_guard<std::mutex> lock(State().mutex);
+  return State().waits[device];
+}
 
 int cuStreamSynchronize(void*) { return CurrentDevice() < 0 ? kInvalidContext : kSuccess; }
 
@@ -290,7 +302,9 @@ int cuIpcGetMemHandle(IpcHandle* handle, Address address) {
   const std::lock_guard<std::mutex> lock(State().mutex);
   const auto found = State().ranges.find(address);
   if (found == State().ranges.end() || found->second.fd < 0) return kInvalidValue;
-  const gemmd::testing::FakeIpcHandle fake{getpid(), found->second.fd};
+  struct stat status {};
+  fstat(found->second.fd, &status);
+  const gemmd::testing::FakeIpcHandle fake{getpid(), found->second.fd, status.st_ino};
   *handle = IpcHandle();
   std::memcpy(handle->bytes, &fake, sizeof(fake));
   return kSuccess;

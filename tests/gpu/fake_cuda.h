@@ -11,10 +11,12 @@ namespace gemmd::testing {
 inline constexpr const char* kFakeGpus[] = {"GPU-00000000-0000-0000-0000-000000000000",
                                             "GPU-01010101-0101-0101-0101-010101010101"};
 
-// The begin of a legacy IPC handle: where the memfd of the allocation is found. The rest is zero.
+// The begin of a legacy IPC handle: where the memfd of the allocation is found, and its inode, since a number may
+// become another file's. The rest is zero.
 struct FakeIpcHandle {
   int32_t pid = 0;
   int32_t fd = -1;
+  uint64_t inode = 0;
 };
 
 }  // namespace gemmd::testing

@@ -44,11 +44,12 @@ class FileMemory : public DeviceMemory {
 };
 
 absl::StatusOr<std::shared_ptr<DeviceMemory>> OpenIpc(const RegionSpec& spec) {
+  if (absl::Status status = CheckOwner(spec.ipc); !status.ok()) return status;
   FakeIpcHandle handle;
   std::memcpy(&handle, spec.ipc.handle, sizeof(handle));
   UniqueFd fd(open(absl::StrCat("/proc/", handle.pid, "/fd/", handle.fd).c_str(), O_RDWR | O_CLOEXEC));
   struct stat status {};
-  if (!fd.valid() || fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode)) {
+  if (!fd.valid() || fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode) || status.st_ino != handle.inode) {
     return absl::InvalidArgumentError("ipc.handle: not one of the fake driver");
   }
   if (static_cast<uint64_t>(status.st_size) != spec.ipc.allocation_bytes) {

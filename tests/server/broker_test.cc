@@ -237,26 +237,30 @@ TEST_F(BrokerTest, ManyDescriptorsInOneMessageAreRefusedAndNotLeaked) {
   client.Hello();
   const UniqueFd memory = SealedMemory(4096);
   const size_t before = CountDescriptors();
-  BrokerRequest request;
-  request.type = BrokerRequestType::kRegisterHost;
-  request.byte_size = 4096;
-  iovec vector{&request, sizeof(request)};
-  constexpr size_t kCount = 100;
-  alignas(cmsghdr) char control[CMSG_SPACE(kCount * sizeof(int))] = {};
-  msghdr header{};
-  header.msg_iov = &vector;
-  header.msg_iovlen = 1;
-  header.msg_control = control;
-  header.msg_controllen = sizeof(control);
-  cmsghdr* rights = CMSG_FIRSTHDR(&header);
-  rights->cmsg_level = SOL_SOCKET;
-  rights->cmsg_type = SCM_RIGHTS;
-  rights->cmsg_len = CMSG_LEN(kCount * sizeof(int));
-  const std::vector<int> fds(kCount, memory.get());
-  std::memcpy(CMSG_DATA(rights), fds.data(), kCount * sizeof(int));
-  ASSERT_GT(sendmsg(client.socket_fd(), &header, MSG_NOSIGNAL), 0);
-  EXPECT_EQ(CodeOf(client.Receive()), absl::StatusCode::kInvalidArgument);
-  WaitUntil([&] { return CountDescriptors() == before; });
+  constexpr size_t kCount = 253;  // The kernel sends no more (SCM_MAX_FD).
+  for (const BrokerRequestType type :
+       {BrokerRequestType::kRegisterHost, BrokerRequestType::kCloseRegion, BrokerRequestType::kRegisterDevice,
+        BrokerRequestType::kRegisterDeviceIpc, BrokerRequestType::kCreatePool}) {
+    BrokerRequest request;
+    request.type = type;
+    request.byte_size = 4096;
+    iovec vector{&request, sizeof(request)};
+    alignas(cmsghdr) char control[CMSG_SPACE(kCount * sizeof(int))] = {};
+    msghdr header{};
+    header.msg_iov = &vector;
+    header.msg_iovlen = 1;
+    header.msg_control = control;
+    header.msg_controllen = sizeof(control);
+    cmsghdr* rights = CMSG_FIRSTHDR(&header);
+    rights->cmsg_level = SOL_SOCKET;
+    rights->cmsg_type = SCM_RIGHTS;
+    rights->cmsg_len = CMSG_LEN(kCount * sizeof(int));
+    const std::vector<int> fds(kCount, memory.get());
+    std::memcpy(CMSG_DATA(rights), fds.data(), kCount * sizeof(int));
+    ASSERT_GT(sendmsg(client.socket_fd(), &header, MSG_NOSIGNAL), 0);
+    EXPECT_EQ(CodeOf(client.Receive()), absl::StatusCode::kInvalidArgument) << static_cast<int>(type);
+    WaitUntil([&] { return CountDescriptors() == before; });
+  }
 }
 
 TEST_F(BrokerTest, ManyCyclesLeakNoDescriptor) {
