@@ -60,7 +60,8 @@ struct ConnectOptions {
   // wake.
   std::optional<absl::Duration> spin = {};
   // Calls that name memory on a GPU wait, before they are sent, for all that this process has started on that GPU:
-  // operands are then what its kernels make of them. False: whoever makes the calls sees to that.
+  // operands are then what its kernels make of them. False: whoever makes the calls sees to that, as a process must
+  // whose kernels do not end.
   bool synchronize = true;
 };
 
@@ -120,8 +121,8 @@ class Client {
 
   // The same for a request made by ToRequest.
   absl::StatusOr<v1::RunResponse> Run(const v1::RunRequest& request, CallOptions options = {});
-  // Returns as soon as the call is sent; `callback` comes on a thread of gRPC and must not block. (On this thread, with
-  // INTERNAL, if waiting for the GPU of its operands failed.)
+  // Returns once the call is sent, without waiting for its end; `callback` comes on a thread of gRPC and must not
+  // block. (On this thread, with INTERNAL, if waiting for the GPU of its operands failed.)
   void RunAsync(v1::RunRequest request, CallOptions options, RunCallback callback);
   // Pipelined operations.
   std::unique_ptr<RunStream> OpenStream(StreamOptions options = {});

@@ -50,9 +50,9 @@ absl::Status GpuOrder::Await(const google::protobuf::Message& request) const {
     const absl::MutexLock lock(&mutex_);
     for (const uint64_t id : ids) {
       const auto found = gpus_.find(id);
-      if (found != gpus_.end() && std::find(gpus.begin(), gpus.end(), found->second) == gpus.end()) {
-        gpus.push_back(found->second);
-      }
+      if (found == gpus_.end()) continue;
+      const auto same = [&](const std::shared_ptr<const Gpu>& gpu) { return gpu->uuid() == found->second->uuid(); };
+      if (std::none_of(gpus.begin(), gpus.end(), same)) gpus.push_back(found->second);
     }
   }
   for (const std::shared_ptr<const Gpu>& gpu : gpus) {

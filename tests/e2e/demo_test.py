@@ -24,6 +24,11 @@ class DemoTest(unittest.TestCase):
         words = {word for row in rows for word in row}
         for word in (*OPERATIONS, "inline", "host", "shm", "tensor", "unary", "stream"):
             self.assertIn(word, words)
+        # What `gemmctl info` says of each worker: no MPS on the CPU.
+        lines = demo.stdout.splitlines()
+        header = next(number for number, line in enumerate(lines) if line.startswith("device"))
+        self.assertEqual(lines[header].split()[-1], "MPS")
+        self.assertTrue(lines[header + 1].startswith("cpu") and lines[header + 1].endswith("-"), demo.stdout)
         self.assertIn("over TCP", demo.stdout)
         self.assertIn("was drained and ended with status 0", demo.stdout)
 

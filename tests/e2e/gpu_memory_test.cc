@@ -85,6 +85,9 @@ TEST_F(GpuMemoryTest, ACallWaitsForTheGpusOfItsOperandsOnly) {
     EXPECT_EQ(waits(1) - before_1, on_1);
   };
   expect(0, 1, [&] { EXPECT_TRUE(client_->Run(request).ok()); });
+  const auto pool = client_->CreatePool(kBytes, gpu(1));
+  ASSERT_TRUE(pool.ok()) << pool.status();
+  expect(0, 1, [&] { EXPECT_TRUE(client_->Dense(kSmall.Call(*region, *pool)).ok()); });
   expect(0, 1, [&] {
     absl::Notification done;
     client_->RunAsync(request, {}, [&](const absl::StatusOr<v1::RunResponse>&) { done.Notify(); });

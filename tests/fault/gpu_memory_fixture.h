@@ -26,8 +26,9 @@ struct ProductOfOnes {
   uint64_t b() const { return static_cast<uint64_t>(m * k); }
   uint64_t sfa() const { return b() + static_cast<uint64_t>(n * k); }
   uint64_t sfb() const { return sfa() + sizeof(float) * static_cast<uint64_t>(m * (k / 128)); }
+  // At a multiple of 256 bytes.
   uint64_t d() const {
-    return sfb() + sizeof(float) * static_cast<uint64_t>((n + 127) / 128 * (k / 128) + 60) / 64 * 64;
+    return (sfb() + sizeof(float) * static_cast<uint64_t>((n + 127) / 128 * (k / 128)) + 255) / 256 * 256;
   }
   uint64_t d_bytes() const { return sizeof(float) * static_cast<uint64_t>(m * n); }
   uint64_t byte_size() const { return d() + d_bytes(); }
