@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Resident tensors: written, read back, found by name, shared between clients, deleted."""
 
+import asyncio
+import json
+import struct
+
 import gemmd
 import numpy as np
 import pytest
+from conftest import Daemon
 from gemmd.arrays import host_bits
 from reference import check, normal, product
 
@@ -62,6 +67,81 @@ def test_wrong_arrays_to_read_into_are_refused(client):
     for wrong in (np.zeros((4, 8), np.float32), np.zeros((8, 4), np.int32), np.zeros((4, 8), np.float32).T):
         with pytest.raises(gemmd.InvalidArgumentError, match="out: expected"):
             client.read(tensor, out=wrong)
+
+
+def test_weights_are_transposed_and_quantized_once(client, remote):
+    flat, grouped = normal(RNG, 256, 144), normal(RNG, 2, 256, 128)
+    for connected in (client, remote):
+        same(connected.read(connected.put(flat, transpose=True)), np.ascontiguousarray(flat.T))
+        same(connected.read(connected.put(gemmd.to_bfloat16(grouped), transpose=True)),
+             gemmd.to_bfloat16(np.ascontiguousarray(grouped.transpose(0, 2, 1))))
+        for x, block in ((flat, (1, 128)), (flat, (128, 128)), (gemmd.to_bfloat16(flat), (128, 128)), (grouped, (128, 128))):
+            stored = connected.put(x, transpose=True, quantize=block)
+            values = gemmd.to_float32(x)
+            expected = gemmd.quantize(np.ascontiguousarray(np.swapaxes(values, -1, -2)), block)
+            assert stored.block == block
+            same(connected.read(stored.data), expected.data)
+            same(connected.read(stored.scales), expected.scales)
+        raw = connected.put(flat.T.copy())
+        stored = connected.put(raw, quantize=(128, 128))
+        a = gemmd.quantize(normal(RNG, 8, 256))
+        check(connected.gemm(a, stored), product(a, gemmd.quantize(flat.T.copy(), (128, 128))), "float32")
+    before = len(client.list_tensors())
+    client.put(flat, transpose=True)
+    assert len(client.list_tensors()) == before + 1  # Not the array as it was.
+    with pytest.raises(gemmd.InvalidArgumentError, match="got a Quantized"):
+        client.put(gemmd.quantize(flat), transpose=True)
+    with pytest.raises(gemmd.InvalidArgumentError, match="block: expected"):
+        client.put(flat, quantize=(64, 64))
+    with pytest.raises(gemmd.InvalidArgumentError, match="rank|dimensions|shape"):
+        client.put(np.zeros(8, np.float32), transpose=True)
+    assert len(client.list_tensors()) == before + 1
+
+
+def test_quantized_weights_are_found_by_name_and_deleted_whole(daemon, client):
+    w = normal(RNG, 128, 256)
+    stored = client.put(w, "quantized here", shared=True, quantize=(128, 128))
+    with daemon.connect() as other:
+        found = other.quantized("quantized here")
+        assert (found.data.id, found.scales.id, found.block) == (stored.data.id, stored.scales.id, (128, 128))
+    client.delete(stored)
+    with pytest.raises(gemmd.NotFoundError):
+        client.tensor("quantized here")
+    assert stored.scales.id not in {tensor.id for tensor in client.list_tensors()}
+
+
+def safetensors(path, **arrays):
+    """A file of float32 arrays."""
+    header, data = {}, b""
+    for name, array in arrays.items():
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [len(data), len(data) + array.nbytes]}
+        data += array.tobytes()
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def test_weights_are_loaded_from_a_file_of_the_daemon(tmp_path):
+    w, bias = normal(RNG, 256, 128), normal(RNG, 128)
+    safetensors(tmp_path / "model.safetensors", w=w, bias=bias)
+    with Daemon(f"--tensor_dirs={tmp_path}") as started, started.connect() as client:
+        same(client.read(client.load("model.safetensors", "bias")), bias)
+        stored = client.load("model.safetensors", "w", "layer.w", shared=True, transpose=True, quantize=(128, 128))
+        expected = gemmd.quantize(np.ascontiguousarray(w.T), (128, 128))
+        same(client.read(stored.data), expected.data)
+        same(client.read(client.quantized("layer.w").scales), expected.scales)
+        for path, tensor in (("model.safetensors", "no"), ("none.safetensors", "w")):
+            with pytest.raises(gemmd.NotFoundError):
+                client.load(path, tensor)
+
+        async def load():
+            async with gemmd.aio.connect(started.address) as awaited:
+                loaded = await awaited.load("model.safetensors", "w", transpose=True, quantize=(128, 128))
+                same(await awaited.read(loaded.data), expected.data)
+                put = await awaited.put(w, transpose=True, quantize=(128, 128))
+                same(await awaited.read(put.scales), expected.scales)
+                found = await awaited.quantized("layer.w")
+                assert found.scales.id == stored.scales.id
+        asyncio.run(load())
 
 
 def test_torch_tensors(client):

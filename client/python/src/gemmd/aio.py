@@ -28,7 +28,7 @@ from gemmd.device_arrays import GpuView
 from gemmd.device_regions import DeviceRegion, create_device_region, create_pool
 from gemmd.errors import GemmdError, UnavailableError, from_rpc_error
 from gemmd.linear import LinearLayer, is_resident, quantized_weight
-from gemmd.quantized import Quantized
+from gemmd.quantized import Quantized, check_block
 from gemmd.regions import HostRegion
 from gemmd.request import Call, HasContext
 from gemmd.session import BROKER_SUFFIX, Session
@@ -260,9 +260,22 @@ class Client(Connection):
         *,
         shared: bool = False,
         dtype: object = None,
+        transpose: bool = False,
+        quantize: Sequence[int] | None = None,
         timeout: float | None = None,
     ) -> Any:
         """As gemmd.Client.put."""
+        if transpose or quantize is not None:
+            connection.check_changeable(x)
+            request = connection.content_request(name, shared, transpose, quantize)
+            made = not isinstance(x, Tensor)
+            raw = await self.put(x, dtype=dtype, timeout=timeout) if made else x
+            try:
+                tensors.operand(request.data, raw)
+                return await self._create(request, quantize, timeout)
+            finally:
+                if made:
+                    await self._discard(raw)
         if isinstance(x, Quantized):
             scales_name = name + tensors.SCALES_SUFFIX if name else ""
             data = await self.put(x.data, name, shared=shared, dtype="e4m3", timeout=timeout)
@@ -285,6 +298,29 @@ class Client(Connection):
             await self._discard(tensor)
             raise
         return tensor
+
+    async def load(
+        self,
+        path: str,
+        tensor: str = "",
+        name: str = "",
+        *,
+        shared: bool = False,
+        transpose: bool = False,
+        quantize: Sequence[int] | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """As gemmd.Client.load."""
+        request = connection.content_request(name, shared, transpose, quantize)
+        request.file.path, request.file.tensor = path, tensor
+        return await self._create(request, quantize, timeout)
+
+    async def _create(self, request: Any, quantize: Sequence[int] | None, timeout: float | None) -> Any:
+        message = await self._call(self._tensors.Create, request, timeout)
+        data = tensors.from_message(message)
+        if quantize is None:
+            return data
+        return tensors.as_quantized(data, await self.tensor(message.sf_id), check_block(quantize))
 
     async def write(self, tensor: Tensor, x: Array, *, offset: int = 0, timeout: float | None = None) -> None:
         """As gemmd.Client.write."""
@@ -340,8 +376,9 @@ class Client(Connection):
 
     async def quantized(self, name: str, block: tuple[int, int] | None = None) -> Quantized:
         """As gemmd.Client.quantized."""
-        data, scales = await asyncio.gather(self.tensor(name), self.tensor(name + tensors.SCALES_SUFFIX))
-        return tensors.as_quantized(data, scales, block)
+        message = await self._call(self._tensors.Get, connection.tensor_request(name))
+        scales = await self.tensor(message.sf_id or name + tensors.SCALES_SUFFIX)
+        return tensors.as_quantized(tensors.from_message(message), scales, block)
 
     async def list_tensors(self) -> list[Tensor]:
         """As gemmd.Client.list_tensors."""

@@ -16,7 +16,7 @@ from gemmd.connection import Connection, ConnectOptions, like_operation
 from gemmd.device_arrays import GpuView
 from gemmd.device_regions import DeviceRegion, create_device_region, create_pool
 from gemmd.errors import GemmdError, UnavailableError, from_rpc_error
-from gemmd.quantized import Quantized
+from gemmd.quantized import Quantized, check_block
 from gemmd.regions import HostRegion
 from gemmd.request import Call, HasContext
 from gemmd.session import BROKER_SUFFIX, Session
@@ -281,16 +281,23 @@ class Client(Connection):
         *,
         shared: bool = False,
         dtype: object = None,
+        transpose: bool = False,
+        quantize: Sequence[int] | None = None,
         timeout: float | None = None,
     ) -> Any:
         """Stores an array as a resident tensor, which then stands for it as an operand.
 
         Args:
-            x: an array of rank 1 to 3, or a Quantized, whose scales get the name with ".scales" added.
+            x: an array of rank 1 to 3, or a Quantized, whose scales get the name with ".scales" added; to transpose or
+                to quantize also a Tensor.
             name: up to 256 printable characters; needed if shared.
             shared: found by name by all sessions of this user; stays until it is deleted. Otherwise the tensor goes
                 with the session.
             dtype: "e4m3" for the bits of FP8 in uint8.
+            transpose: store each matrix transposed, once: B is [N, K] or [G, N, K], and given as [K, N] or [G, K, N].
+                Of float8_e4m3fn, bfloat16 or float32. gemmd does it, beside the array as it is, for a moment.
+            quantize: (1, 128) or (128, 128): store bfloat16 or float32 as FP8 with scales per block, as Client.quantize
+                makes them, after transposing. The scales get the name with ".sf" added.
             timeout: seconds for each of its calls.
 
         Returns:
@@ -298,8 +305,20 @@ class Client(Connection):
 
         Raises:
             AlreadyExistsError: the shared name is taken.
+            InvalidArgumentError: a type or shape that cannot be transposed or quantized.
             ResourceExhaustedError: memory of the device, or a quota.
         """
+        if transpose or quantize is not None:
+            connection.check_changeable(x)
+            request = connection.content_request(name, shared, transpose, quantize)
+            made = not isinstance(x, Tensor)
+            raw = self.put(x, dtype=dtype, timeout=timeout) if made else x
+            try:
+                tensors.operand(request.data, raw)
+                return self._create(request, quantize, timeout)
+            finally:
+                if made:
+                    self._discard(raw)
         if isinstance(x, Quantized):
             scales_name = name + tensors.SCALES_SUFFIX if name else ""
             data = self.put(x.data, name, shared=shared, dtype="e4m3", timeout=timeout)
@@ -320,6 +339,42 @@ class Client(Connection):
             self._discard(tensor)
             raise
         return tensor
+
+    def load(
+        self,
+        path: str,
+        tensor: str = "",
+        name: str = "",
+        *,
+        shared: bool = False,
+        transpose: bool = False,
+        quantize: Sequence[int] | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Stores a tensor of a .safetensors file on the daemon's machine, which never passes through this process.
+
+        Args:
+            path: relative to one of the daemon's --tensor_dirs.
+            tensor: which of the file's; may be empty if there is only one.
+            name, shared, transpose, quantize, timeout: as for put.
+
+        Returns:
+            As put.
+
+        Raises:
+            NotFoundError: no such file or tensor. And as put.
+        """
+        request = connection.content_request(name, shared, transpose, quantize)
+        request.file.path, request.file.tensor = path, tensor
+        return self._create(request, quantize, timeout)
+
+    def _create(self, request: Any, quantize: Sequence[int] | None, timeout: float | None) -> Any:
+        """A tensor of content; with its scales if it is quantized."""
+        message = self._call(self._tensors.Create, request, timeout)
+        data = tensors.from_message(message)
+        if quantize is None:
+            return data
+        return tensors.as_quantized(data, self.tensor(message.sf_id), check_block(quantize))
 
     def write(self, tensor: Tensor, x: Array, *, offset: int = 0, timeout: float | None = None) -> None:
         """Copies an array of the tensor's type into it, from byte `offset` on.
@@ -370,7 +425,9 @@ class Client(Connection):
 
     def quantized(self, name: str, block: tuple[int, int] | None = None) -> Quantized:
         """The shared Quantized that was put under this name; `block` follows from the shapes. Raises NotFoundError."""
-        return tensors.as_quantized(self.tensor(name), self.tensor(name + tensors.SCALES_SUFFIX), block)
+        message = self._call(self._tensors.Get, connection.tensor_request(name))
+        scales = self.tensor(message.sf_id or name + tensors.SCALES_SUFFIX)
+        return tensors.as_quantized(tensors.from_message(message), scales, block)
 
     def list_tensors(self) -> list[Tensor]:
         """The tensors that this session can name, by id: its own and the shared ones of its user."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from gemmd.device_regions import SharedAllocations
 from gemmd.errors import InvalidArgumentError
 from gemmd.quantized import Quantized
 from gemmd.regions import HostRegion, Regions, align_up
-from gemmd.request import INLINE_BYTES, Context
+from gemmd.request import INLINE_BYTES, Context, block_value
 from gemmd.session import Session
 from gemmd.tensors import Tensor
 from gemmd.v1 import tensors_pb2
@@ -200,6 +200,21 @@ def create_request(context: Context, memory: GpuView | Bits, dtype: DType, name:
     return request
 
 
+def content_request(name: str, shared: bool, transpose: bool, quantize: Sequence[int] | None) -> Any:
+    """gemmd.v1.CreateTensorRequest of a tensor that is made of content, which is still to be said. Raises
+    InvalidArgumentError for a block that is none."""
+    request = tensors_pb2.CreateTensorRequest(name=name, shared=shared, transpose=transpose)
+    if quantize is not None:
+        request.quantize = block_value(quantize)
+    return request
+
+
+def check_changeable(x: Any) -> None:
+    """Raises InvalidArgumentError for what can be neither transposed nor quantized."""
+    if isinstance(x, Quantized):
+        raise InvalidArgumentError("x: expected an array or a Tensor to transpose or to quantize, got a Quantized")
+
+
 def _refer(message: Any, context: Context, view: GpuView) -> None:
     """Fills gemmd.v1.Slice."""
     if view.strides is not None:
@@ -280,8 +295,8 @@ def tensor_request(key: int | str) -> Any:
 
 
 def tensors_of(value: Tensor | Quantized) -> tuple[Tensor, ...]:
-    """The tensors that it is made of. Raises TypeError."""
-    parts = (value.data, value.scales) if isinstance(value, Quantized) else (value,)
+    """The tensors that it is made of, scales first: those that gemmd made go with the data. Raises TypeError."""
+    parts = (value.scales, value.data) if isinstance(value, Quantized) else (value,)
     for part in parts:
         if not isinstance(part, Tensor):
             raise TypeError(f"tensor: expected a Tensor or a Quantized of two, got {type(part).__name__}")

@@ -16,7 +16,7 @@ from gemmd.arrays import Array, DType, as_array, host_bits, is_gpu_array, is_tor
 from gemmd.device_arrays import gpu_to_host, locate
 from gemmd.errors import InvalidArgumentError
 from gemmd.quantized import SCALE_BLOCK, Quantized, ceil_div, check_block
-from gemmd.request import Call, HasContext, Result
+from gemmd.request import Call, HasContext, Result, block_value
 from gemmd.tensors import Tensor
 from gemmd.v1 import gemm_pb2
 
@@ -225,7 +225,7 @@ def quantize(
     rows = check_block(block)[0]
     call: Call[Quantized] = Call(client.context, timeout)
     message = call.request.quantize
-    message.block = gemm_pb2.Quantize.BLOCK_1X128 if rows == 1 else gemm_pb2.Quantize.BLOCK_128X128
+    message.block = block_value(block)
     shape = tuple(x.shape)
     if len(shape) == 3 and (isinstance(x, Tensor) or shape[1] % rows != 0 or out is not None):
         raise InvalidArgumentError(

@@ -15,7 +15,7 @@ import collections
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -26,6 +26,7 @@ from gemmd.arrays import Bits, DType
 from gemmd.device_arrays import GpuView, Order, locate
 from gemmd.device_regions import SharedAllocations
 from gemmd.errors import GemmdError, InvalidArgumentError, ResourceExhaustedError
+from gemmd.quantized import check_block
 from gemmd.regions import HostRegion, Regions, align_up
 from gemmd.tensors import Tensor, operand
 from gemmd.v1 import gemm_pb2
@@ -46,6 +47,12 @@ _UNFINISHED = (
 )
 
 R = TypeVar("R")
+
+
+def block_value(block: Sequence[int]) -> Any:
+    """gemmd.v1.Quantize.Block of (1, 128) or (128, 128). Raises InvalidArgumentError for another."""
+    rows = check_block(block)[0]
+    return gemm_pb2.Quantize.BLOCK_1X128 if rows == 1 else gemm_pb2.Quantize.BLOCK_128X128
 
 
 @dataclass
