@@ -115,8 +115,13 @@ TEST_F(GrpcPollersTest, AllThreadsServeUnderLoadAndOneAgainAfterIt) {
                             AllowedCpus());
   service_.busy_us = 2000;
   const absl::Time deadline = absl::Now() + absl::Seconds(30);
-  CallUntil(4, [&] { return pollers.serving() == pollers.total() || absl::Now() > deadline; });
-  ASSERT_EQ(pollers.serving(), pollers.total());
+  // Once is enough: where others have the cores, they may be parked again before all callers have stopped.
+  std::atomic<bool> all_served{false};
+  CallUntil(4, [&] {
+    if (pollers.serving() == pollers.total()) all_served = true;
+    return all_served || absl::Now() > deadline;
+  });
+  ASSERT_TRUE(all_served);
   service_.TakeThreads();
   const auto seen = std::make_shared<std::atomic<size_t>>(0);
   CallUntil(4, [&] {
