@@ -53,6 +53,21 @@ class GpuMemoryFaultTest : public testing::GpuMemoryFixture {
   static void SetUpTestSuite() { StartDaemon({"--delay_us=100"}); }
   static void TearDownTestSuite() { StopDaemon(); }
 
+  void SetUp() override {
+    GpuMemoryFixture::SetUp();
+    session_ = Broker();
+    ASSERT_NE(session_, nullptr);
+    workers_ = daemon_->WorkerPids();
+  }
+
+  // Memory of cudaMalloc, kept until the end of the test.
+  absl::StatusOr<IpcMemory> DescribeLegacy() {
+    auto allocation = gpus_[0]->AllocateLegacy(kGpuGranule);
+    if (!allocation.ok()) return allocation.status();
+    legacy_.push_back(*std::move(allocation));
+    return gpus_[0]->Describe(legacy_.back().data(), kBytes);
+  }
+
   absl::StatusOr<DeviceRegion> MakeRegion(const std::string& kind, uint64_t byte_size) {
     if (kind == "pool") return client_->CreatePool(byte_size, gpu());
     if (kind == "device") return client_->CreateDeviceRegion(gpus_[0], byte_size);
@@ -81,14 +96,16 @@ class GpuMemoryFaultTest : public testing::GpuMemoryFixture {
   }
 
   // Everybody else is served as before, by the same workers.
-  void ExpectNobodyNoticed(const std::vector<pid_t>& workers) {
-    EXPECT_EQ(daemon_->WorkerPids(), workers);
+  void ExpectNobodyNoticed() {
+    EXPECT_EQ(daemon_->WorkerPids(), workers_);
     const auto region = client_->CreateDeviceRegion(gpus_[0], kBytes);
     ASSERT_TRUE(region.ok()) << region.status();
     ExpectProduct(*region);
   }
 
-  std::vector<GpuAllocation> legacy_;  // Freed after the regions.
+  std::shared_ptr<ClientSession> session_;  // Beside the client's, for registrations that it would not make.
+  std::vector<pid_t> workers_;              // As they were at the start.
+  std::vector<GpuAllocation> legacy_;       // Freed after the regions.
 };
 
 // The command, on the CUDA driver that this program has.
@@ -169,8 +186,6 @@ void FailInEveryWay(ClientSession& session, const std::shared_ptr<Gpu>& gpu, con
 }
 
 TEST_F(GpuMemoryFaultTest, EveryWayToRegisterLeavesNothing) {
-  const std::shared_ptr<ClientSession> session = Broker();
-  ASSERT_NE(session, nullptr);
   const auto device = gpus_[0]->Allocate(kGpuGranule);
   const auto legacy = gpus_[0]->AllocateLegacy(kGpuGranule);
   ASSERT_TRUE(device.ok() && legacy.ok());
@@ -181,35 +196,32 @@ TEST_F(GpuMemoryFaultTest, EveryWayToRegisterLeavesNothing) {
     freed = *gpus_[0]->Describe(allocation->data(), kBytes);
   }
   const auto once = [&] {
-    FailInEveryWay(*session, gpus_[0], *device, *legacy, freed);
+    FailInEveryWay(*session_, gpus_[0], *device, *legacy, freed);
     for (const char* const kind : {"pool", "device"}) EXPECT_TRUE(MakeRegion(kind, kBytes).ok()) << kind;
     EXPECT_TRUE(client_->ShareDeviceMemory(gpus_[0], legacy->data(), kBytes).ok());
   };
   once();
-  const std::vector<pid_t> workers = daemon_->WorkerPids();
   const Holdings before = HoldingsOf(*daemon_);
   for (int i = 0; i < Times(30, 1000); ++i) once();
   ExpectNoMoreThan(before, *daemon_);
   for (const char* const kind : {"device", "device_ipc", "pool"}) {
     EXPECT_EQ(Metric(absl::StrCat("gemmd_region_bytes{kind=\"", kind, "\"}")), 0) << kind;
   }
-  ExpectNobodyNoticed(workers);
+  ExpectNobodyNoticed();
 }
 
 TEST_F(GpuMemoryFaultTest, ADescriptorMayBeRegisteredTwiceAndClosedAtOnce) {
-  const std::shared_ptr<ClientSession> session = Broker();
-  ASSERT_NE(session, nullptr);
   const auto device = gpus_[0]->Allocate(kGpuGranule);
   ASSERT_TRUE(device.ok());
   auto fd = device->Export();
   ASSERT_TRUE(fd.ok());
-  const auto first = session->RegisterDevice(fd->get(), kBytes, Access::kReadWrite, gpu());
-  const auto second = session->RegisterDevice(fd->get(), kBytes, Access::kReadWrite, gpu());
+  const auto first = session_->RegisterDevice(fd->get(), kBytes, Access::kReadWrite, gpu());
+  const auto second = session_->RegisterDevice(fd->get(), kBytes, Access::kReadWrite, gpu());
   ASSERT_TRUE(first.ok() && second.ok()) << first.status() << second.status();
   EXPECT_NE(*first, *second);
   const int number = fd->get();
   fd->Reset();
-  EXPECT_FALSE(session->RegisterDevice(number, kBytes, Access::kReadWrite, gpu()).ok());
+  EXPECT_FALSE(session_->RegisterDevice(number, kBytes, Access::kReadWrite, gpu()).ok());
   const auto legacy = gpus_[0]->AllocateLegacy(kGpuGranule);
   ASSERT_TRUE(legacy.ok());
   auto one = client_->ShareDeviceMemory(gpus_[0], legacy->data(), kBytes);
@@ -236,7 +248,6 @@ TEST_P(ClosingUnderJobsTest, AllAreAnsweredAndNewUseIsRefusedAtOnce) {
   if (testing::OnRealGpu()) product = {.m = 2048, .n = 2048, .k = 2048};  // 15 us each, so that they queue up.
   const auto result = client_->CreatePool(product.byte_size() + kJobs * product.d_bytes(), gpu());
   ASSERT_TRUE(result.ok()) << result.status();
-  const std::vector<pid_t> workers = daemon_->WorkerPids();
   Holdings before;
   int done = 0;
   for (int round = 0; round < Times(50, 334); ++round) {
@@ -290,7 +301,7 @@ TEST_P(ClosingUnderJobsTest, AllAreAnsweredAndNewUseIsRefusedAtOnce) {
            (std::strcmp(GetParam(), "pool") == 0 ? 1 : 0);
   }));
   ExpectNoMoreThan(before, *daemon_);
-  ExpectNobodyNoticed(workers);
+  ExpectNobodyNoticed();
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, ClosingUnderJobsTest, ::testing::Values("pool", "device", "device_ipc"),
@@ -305,7 +316,6 @@ TEST_P(ClosingUnderJobsTest, ADeadClientsMemoryIsBackWithinASecondThoughItsProdu
   const char* const mebibytes = testing::OnRealGpu() ? "512" : "8";
   const auto meter = DeviceMemoryMeter::Open(gpu());
   ASSERT_TRUE(meter.ok()) << meter.status();
-  const std::vector<pid_t> workers = daemon_->WorkerPids();
   const std::string regions = absl::StrCat("gemmd_regions{kind=\"", GetParam(), "\"}");
   int64_t before = 0;
   // The first leaves what kernels keep.
@@ -325,43 +335,35 @@ TEST_P(ClosingUnderJobsTest, ADeadClientsMemoryIsBackWithinASecondThoughItsProdu
     })) << i;
     if (i == 0) before = *(*meter)->UsedBytes();
   }
-  ExpectNobodyNoticed(workers);
+  ExpectNobodyNoticed();
 }
 
 TEST_F(GpuMemoryFaultTest, RandomHandlesAreRefused) {
-  const std::shared_ptr<ClientSession> session = Broker();
-  ASSERT_NE(session, nullptr);
-  const std::vector<pid_t> workers = daemon_->WorkerPids();
   std::mt19937_64 random(1);
   IpcMemory ipc;
   ipc.allocation_bytes = kGpuGranule;
   for (int i = 0; i < Times(2000, 100'000); ++i) {
     for (uint8_t& byte : ipc.handle) byte = static_cast<uint8_t>(random());
-    const auto region = session->RegisterDeviceIpc(ipc, kBytes, Access::kReadWrite, gpu());
+    const auto region = session_->RegisterDeviceIpc(ipc, kBytes, Access::kReadWrite, gpu());
     ASSERT_EQ(region.status().code(), absl::StatusCode::kInvalidArgument) << region.status();
   }
-  ExpectNobodyNoticed(workers);
+  ExpectNobodyNoticed();
 }
 
 // CUDA does not look at all of a handle: some of these are still the memory.
 TEST_F(GpuMemoryFaultTest, HandlesWithAWrongByteDoNoHarm) {
-  const std::shared_ptr<ClientSession> session = Broker();
-  ASSERT_NE(session, nullptr);
-  const auto legacy = gpus_[0]->AllocateLegacy(kGpuGranule);
-  ASSERT_TRUE(legacy.ok());
-  const auto described = gpus_[0]->Describe(legacy->data(), kBytes);
+  const absl::StatusOr<IpcMemory> described = DescribeLegacy();
   ASSERT_TRUE(described.ok()) << described.status();
-  const std::vector<pid_t> workers = daemon_->WorkerPids();
   const Holdings before = HoldingsOf(*daemon_);
   int taken = 0;
   for (size_t i = 0; i < sizeof(described->handle); ++i) {
     for (int flip = 1; flip < 256; flip += Times(51, 1)) {
       IpcMemory ipc = *described;
       ipc.handle[i] = static_cast<uint8_t>(ipc.handle[i] ^ flip);
-      const auto region = session->RegisterDeviceIpc(ipc, kBytes, Access::kReadWrite, gpu());
+      const auto region = session_->RegisterDeviceIpc(ipc, kBytes, Access::kReadWrite, gpu());
       if (region.ok()) {
         ++taken;
-        EXPECT_TRUE(session->CloseRegion(*region).ok());
+        EXPECT_TRUE(session_->CloseRegion(*region).ok());
       } else {
         EXPECT_EQ(region.status().code(), absl::StatusCode::kInvalidArgument) << region.status();
       }
@@ -369,38 +371,31 @@ TEST_F(GpuMemoryFaultTest, HandlesWithAWrongByteDoNoHarm) {
   }
   RecordProperty("taken", taken);
   ExpectNoMoreThan(before, *daemon_);
-  ExpectNobodyNoticed(workers);
+  ExpectNobodyNoticed();
 }
 
 // CUDA would take the memory for the worker's own.
 TEST_F(GpuMemoryFaultTest, MemoryOfAProcessWithTheWorkersNumberElsewhereIsRefusedWithTheCure) {
-  const std::shared_ptr<ClientSession> session = Broker();
-  ASSERT_NE(session, nullptr);
-  const auto legacy = gpus_[0]->AllocateLegacy(kGpuGranule);
-  ASSERT_TRUE(legacy.ok());
-  const auto described = gpus_[0]->Describe(legacy->data(), kBytes);
+  const absl::StatusOr<IpcMemory> described = DescribeLegacy();
   ASSERT_TRUE(described.ok()) << described.status();
-  const std::vector<pid_t> workers = daemon_->WorkerPids();
-  for (const pid_t worker : workers) {
+  for (const pid_t worker : workers_) {
     IpcMemory ipc = *described;
     ipc.pid = worker;
     ipc.pid_namespace = described->pid_namespace + 1;
     absl::Status status;
     for (const std::shared_ptr<Gpu>& on : gpus_) {
-      status.Update(session->RegisterDeviceIpc(ipc, kBytes, Access::kReadWrite, on->uuid()).status());
+      status.Update(session_->RegisterDeviceIpc(ipc, kBytes, Access::kReadWrite, on->uuid()).status());
     }
     EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
     EXPECT_THAT(status.message(), HasSubstr("in different PID namespaces"));
     EXPECT_THAT(status.message(), HasSubstr("use a pool"));
   }
-  ExpectNobodyNoticed(workers);
+  ExpectNobodyNoticed();
 }
 
 // The process that has the memory is not the client, and ends before the client's first call.
 TEST_F(GpuMemoryFaultTest, MemoryOfAProcessThatEndedIsThereAsLongAsItsRegion) {
-  const std::shared_ptr<ClientSession> session = Broker();
-  ASSERT_NE(session, nullptr);
-  const absl::StatusOr<CreatedPool> pool = session->CreatePool(kBytes, gpu());
+  const absl::StatusOr<CreatedPool> pool = session_->CreatePool(kBytes, gpu());
   ASSERT_TRUE(pool.ok()) << pool.status();
   const DeviceRegion result = InSession(*pool);
   ASSERT_TRUE(kSmall.WriteOperands(result).ok());
@@ -419,19 +414,18 @@ TEST_F(GpuMemoryFaultTest, MemoryOfAProcessThatEndedIsThereAsLongAsItsRegion) {
   IpcMemory ipc;
   ASSERT_EQ(bytes.size(), sizeof(ipc)) << *line;
   std::memcpy(&ipc, bytes.data(), sizeof(ipc));
-  const std::vector<pid_t> workers = daemon_->WorkerPids();
-  const auto id = session->RegisterDeviceIpc(ipc, operands.size(), Access::kReadWrite, gpu());
+  const auto id = session_->RegisterDeviceIpc(ipc, operands.size(), Access::kReadWrite, gpu());
   ASSERT_TRUE(id.ok()) << id.status();
   (*owner)->Signal(SIGKILL);
   ASSERT_TRUE((*owner)->WaitForExit(absl::Seconds(30)).ok());
 
   const DeviceRegion owned(*id, operands.size(), {}, nullptr);
-  const absl::Status status = RunIn(*session, ToRequest(kSmall.Call(owned, result)));
+  const absl::Status status = RunIn(*session_, ToRequest(kSmall.Call(owned, result)));
   EXPECT_TRUE(status.ok()) << status;
   EXPECT_TRUE(kSmall.IsIn(result));
-  EXPECT_TRUE(session->CloseRegion(*id).ok());
-  EXPECT_FALSE(session->RegisterDeviceIpc(ipc, operands.size(), Access::kReadWrite, gpu()).ok());
-  ExpectNobodyNoticed(workers);
+  EXPECT_TRUE(session_->CloseRegion(*id).ok());
+  EXPECT_FALSE(session_->RegisterDeviceIpc(ipc, operands.size(), Access::kReadWrite, gpu()).ok());
+  ExpectNobodyNoticed();
 }
 
 // Undefined by CUDA's documentation: the product may be right or fail. Others go on, by a new worker if need be.
